@@ -1,0 +1,1 @@
+"""Stage 1: from raw k-space files to prepared scans."""

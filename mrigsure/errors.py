@@ -1,0 +1,13 @@
+"""The two things that mrigsure says when it cannot or should not go on quietly."""
+
+
+class InputError(Exception):
+    """Bad input, said in one line: the file, what was found, what was expected. The command line exits with status 2."""
+
+    def __init__(self, where, found: str, expected: str):
+        super().__init__(f"{where}: found {found}; expected {expected}")
+        self.where, self.found, self.expected = str(where), found, expected
+
+
+class ScanWarning(UserWarning):
+    """The input can be used, but the user should know what is unusual about it, with the figures."""

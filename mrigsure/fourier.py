@@ -1,0 +1,45 @@
+"""Centred orthonormal 2-D Fourier pair on the last two axes, and centred crop and pad.
+
+Same convention as fastmri.fft2c and sigpy.fft: k = 0 at index n // 2, ||F x|| = ||x||.
+"""
+
+import torch
+from torch import Tensor
+
+_AXES = (-2, -1)
+
+
+def fft2c(image: Tensor) -> Tensor:
+    """F: complex (..., H, W) -> complex (..., H, W)."""
+    shifted = torch.fft.ifftshift(image, dim=_AXES)
+    return torch.fft.fftshift(torch.fft.fft2(shifted, norm="ortho"), dim=_AXES)
+
+
+def ifft2c(kspace: Tensor) -> Tensor:
+    """F^H, the inverse of `fft2c`."""
+    shifted = torch.fft.ifftshift(kspace, dim=_AXES)
+    return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
+
+
+def center_crop(array, shape: tuple[int, int]):
+    """Cut the last two axes to `shape`, keeping index n // 2 at index m // 2. NumPy or torch."""
+    starts = [n // 2 - m // 2 for n, m in zip(array.shape[-2:], shape, strict=True)]
+    return array[..., starts[0] : starts[0] + shape[0], starts[1] : starts[1] + shape[1]]
+
+
+def center_pad(array: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Zero-pad the last two axes to `shape`, keeping index n // 2 at index m // 2."""
+    padded = array.new_zeros(*array.shape[:-2], *shape)
+    center_crop(padded, array.shape[-2:])[...] = array
+    return padded
+
+
+def radial_bands(shape: tuple[int, int], bands: int, device=None) -> Tensor:
+    """Index of the radial k-space band of every sample, int64 (H, W) in [0, bands).
+
+    The radius is max-normalised per axis, so that the last band ends at the edge of k-space in both directions;
+    the corners beyond it belong to the last band.
+    """
+    y, x = ((torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape)
+    radius = (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
+    return (radius * bands).long().clamp(max=bands - 1)

@@ -1,0 +1,300 @@
+"""Scan, one slice as the mathematics sees it, and the prepared file that holds a volume of them.
+
+A prepared file is a fastMRI file (`kspace`, `mask`, `ismrmrd_header`, `reconstruction_rss` where known) plus
+
+    sens_maps          complex64 (slices, coils, H, W), sum over coils |S|^2 = 1 at every pixel
+    sampling_density   float32, of the mask's shape: p(k), 0 outside the acquired support
+    target             complex64 (slices, H, W), only where the truth is known
+    attributes         schema_version, noise_std (per real part, in the file's units), scale (file = scale * raw),
+                       acquisition, patient_hash, source, source_sha256, seed, parameters (JSON), version
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+import mrigsure
+from mrigsure.errors import InputError
+from mrigsure.files import atomic
+from mrigsure.operators import SenseOperator
+
+SCHEMA_VERSION = 1
+SIGMA_DATA = 0.5  # standard deviation per real part inside the body of a prepared scan's low-resolution image
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One slice. CPU tensors.
+
+    kspace     complex64 (coil, H, W), 0 where not sampled, noise white with `noise_std` in each real part
+    mask       float32 (H, W), 0 or 1
+    sens_maps  complex64 (coil, H, W), sum |S|^2 = 1
+    density    float32 (H, W), p(k)
+    scale      prepared image = scale * raw image
+    target     complex64 (H, W) or None: the clean image, known in simulations only and never read by training
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    sens_maps: Tensor
+    density: Tensor
+    noise_std: float
+    scale: float = 1.0
+    name: str = ""
+    target: Tensor | None = None
+
+    def __post_init__(self):
+        coils, height, width = self.kspace.shape
+        expected = {
+            "sens_maps": (coils, height, width),
+            "mask": (height, width),
+            "density": (height, width),
+        }
+        for key, shape in expected.items():
+            if tuple(getattr(self, key).shape) != shape:
+                raise ValueError(f"{key} has shape {tuple(getattr(self, key).shape)}, expected {shape}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.kspace.shape[-2:])
+
+    @property
+    def acceleration(self) -> float:
+        """Samples in the matrix over samples taken."""
+        return self.mask.numel() / float(self.mask.sum())
+
+    def held_out(self, fraction: float, generator: torch.Generator) -> "Scan":
+        """The same scan with a random share of its lines (points, for point masks) removed, never those with p = 1."""
+        mask = kept_lines(self.batch().mask, self.batch().density, torch.tensor([fraction]), generator)[0, 0]
+        return replace(self, mask=mask, kspace=self.kspace * mask)
+
+    def batch(self) -> "ScanBatch":
+        return collate([self])
+
+
+@dataclass(frozen=True)
+class ScanBatch:
+    """Scans of one matrix size, stacked: kspace, sens_maps (batch, coil, H, W); mask, density (batch, 1, H, W);
+    sigma0 (batch,), each scan's noise_std. Scans of fewer coils are filled up with empty ones, whose maps are 0."""
+
+    kspace: Tensor
+    mask: Tensor
+    sens_maps: Tensor
+    density: Tensor
+    sigma0: Tensor
+
+    @property
+    def operator(self) -> SenseOperator:
+        return SenseOperator(self.mask, self.sens_maps)
+
+    def to(self, device) -> "ScanBatch":
+        return ScanBatch(*(getattr(self, key).to(device) for key in self.__dataclass_fields__))
+
+
+def collate(scans: Sequence[Scan]) -> ScanBatch:
+    """Stack scans of one matrix size."""
+    coils = max(scan.kspace.shape[0] for scan in scans)
+
+    def fill(tensor):
+        return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, coils - tensor.shape[0]))
+
+    return ScanBatch(
+        kspace=torch.stack([fill(scan.kspace) for scan in scans]),
+        mask=torch.stack([scan.mask[None] for scan in scans]),
+        sens_maps=torch.stack([fill(scan.sens_maps) for scan in scans]),
+        density=torch.stack([scan.density[None] for scan in scans]),
+        sigma0=torch.tensor([scan.noise_std for scan in scans], dtype=torch.float32),
+    )
+
+
+def kept_lines(mask: Tensor, density: Tensor, delta: Tensor, generator: torch.Generator) -> Tensor:
+    """M~ of MATH 5: drop every sampled line with p < 1 with probability delta. Shapes (batch, 1, H, W); delta (batch,).
+
+    Line masks drop whole columns; point masks drop single points.
+    """
+    batch, _, height, width = mask.shape
+    lines = (mask == mask[:, :, :1]).flatten(1).all(1)
+    draw = torch.rand(batch, 1, height, width, generator=generator, device=generator.device).to(mask.device)
+    draw = torch.where(lines[:, None, None, None], draw[:, :, :1], draw)
+    dropped = (draw < delta.to(mask)[:, None, None, None]) & (density < 0.999)
+    return mask * ~dropped
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """What one prepared file holds, as NumPy arrays; shapes in the module's docstring. Checked on construction."""
+
+    kspace: np.ndarray
+    mask: np.ndarray
+    sens_maps: np.ndarray
+    sampling_density: np.ndarray
+    noise_std: float
+    scale: float
+    acquisition: str = ""
+    patient_hash: str = ""
+    source: str = ""
+    source_sha256: str = ""
+    seed: int = 0
+    parameters: dict = field(default_factory=dict)
+    ismrmrd_header: str | None = None
+    target: np.ndarray | None = None
+
+    def __post_init__(self):
+        slices, coils, height, width = self.kspace.shape
+        if self.sens_maps.shape != self.kspace.shape:
+            raise ValueError(f"sens_maps {self.sens_maps.shape} differ from kspace {self.kspace.shape}")
+        if self.mask.shape not in ((width,), (height, width)) or self.sampling_density.shape != self.mask.shape:
+            raise ValueError(f"mask {self.mask.shape} and density {self.sampling_density.shape} do not fit kspace")
+
+    def scan(self, index: int, name: str = "") -> Scan:
+        """Slice `index` as tensors."""
+        shape = self.kspace.shape[-2:]
+
+        def plane(array):
+            return torch.from_numpy(np.broadcast_to(array.astype(np.float32), shape).copy())
+
+        return Scan(
+            kspace=torch.from_numpy(self.kspace[index]),
+            mask=plane(self.mask),
+            sens_maps=torch.from_numpy(self.sens_maps[index]),
+            density=plane(self.sampling_density),
+            noise_std=self.noise_std,
+            scale=self.scale,
+            name=name,
+            target=None if self.target is None else torch.from_numpy(self.target[index]),
+        )
+
+
+_TEXT = ("acquisition", "patient_hash", "source", "source_sha256")
+
+
+def write_prepared(path, volume: PreparedVolume) -> None:
+    """Write a prepared file, whole or not at all; the same volume gives the same bytes."""
+    with atomic(path) as partial, h5py.File(partial, "w") as file:
+        one_slice = (1, *volume.kspace.shape[1:])
+        for key in ("kspace", "sens_maps"):
+            file.create_dataset(
+                key,
+                data=getattr(volume, key).astype(np.complex64),
+                chunks=one_slice,
+                **({"compression": "gzip", "compression_opts": 1} if key == "kspace" else {}),
+            )
+        file["mask"] = volume.mask.astype(np.uint8)
+        file["sampling_density"] = volume.sampling_density.astype(np.float32)
+        if volume.ismrmrd_header is not None:
+            file["ismrmrd_header"] = volume.ismrmrd_header
+        if volume.target is not None:
+            file["target"] = volume.target.astype(np.complex64)
+            file["reconstruction_rss"] = np.abs(volume.target).astype(np.float32)
+        for key in _TEXT:
+            file.attrs[key] = getattr(volume, key)
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["noise_std"] = float(volume.noise_std)
+        file.attrs["scale"] = float(volume.scale)
+        file.attrs["seed"] = int(volume.seed)
+        file.attrs["parameters"] = json.dumps(volume.parameters, sort_keys=True)
+        file.attrs["version"] = mrigsure.__version__
+
+
+def read_prepared(path, slices: slice | Sequence[int] = slice(None), target: bool = False) -> PreparedVolume:
+    """Read (some slices of) a prepared file. `target` asks for the truth too; training never does.
+
+    Raises InputError for a missing, truncated, foreign, malformed or non-finite file.
+    """
+    with open_hdf5(path) as file:
+        missing = [key for key in ("kspace", "mask", "sens_maps", "sampling_density") if key not in file]
+        if missing or "schema_version" not in file.attrs:
+            found = f"no {', '.join(missing)}" if missing else "no schema_version"
+            raise InputError(path, found, "a prepared scan; make one with `mrigsure prepare`")
+        version = int(file.attrs["schema_version"])
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                path, f"schema version {version}", f"version {SCHEMA_VERSION}; run `mrigsure prepare` on the raw file"
+            )
+        try:
+            kspace, sens_maps = file["kspace"][slices], file["sens_maps"][slices]
+            header = file["ismrmrd_header"][()].decode() if "ismrmrd_header" in file else None
+            volume = PreparedVolume(
+                kspace=kspace,
+                mask=file["mask"][()],
+                sens_maps=sens_maps,
+                sampling_density=file["sampling_density"][()],
+                noise_std=float(file.attrs["noise_std"]),
+                scale=float(file.attrs["scale"]),
+                seed=int(file.attrs["seed"]),
+                parameters=json.loads(file.attrs["parameters"]),
+                ismrmrd_header=header,
+                target=file["target"][slices] if target and "target" in file else None,
+                **{key: str(file.attrs[key]) for key in _TEXT},
+            )
+        except (KeyError, ValueError, OSError) as error:
+            raise InputError(path, str(error).strip("'\""), "a complete prepared scan") from error
+    for key in ("kspace", "sens_maps"):
+        if not np.isfinite(getattr(volume, key)).all():
+            raise InputError(path, f"NaN or infinity in {key}", "finite numbers")
+    return volume
+
+
+def open_hdf5(path) -> h5py.File:
+    """Open for reading; InputError where the file is missing, truncated or not HDF5."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, "no such file", "an existing file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(path, "a truncated or non-HDF5 file", "a complete HDF5 file") from error
+
+
+class ScanSet(Sequence):
+    """Every slice of many prepared files, read when asked for.
+
+    paths  files, or folders that are searched for *.h5
+    """
+
+    def __init__(self, paths: Sequence):
+        self.files = prepared_files(paths)
+        self._index = []
+        self.shapes = []
+        for path in self.files:
+            with open_hdf5(path) as file:
+                if "kspace" not in file or "sens_maps" not in file:
+                    raise InputError(path, "no kspace and sens_maps", "a prepared scan; make one with `mrigsure prepare`")
+                count, _, height, width = file["kspace"].shape
+            self._index += [(path, number) for number in range(count)]
+            self.shapes += [(height, width)] * count
+
+    def __len__(self):
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Scan:
+        path, number = self._index[index]
+        return read_prepared(path, slice(number, number + 1)).scan(0, self.name(index))
+
+    def name(self, index: int) -> str:
+        """File stem and slice number of scan `index`."""
+        path, number = self._index[index]
+        return f"{path.stem}#{number}"
+
+    def file_of(self, index: int) -> Path:
+        return self._index[index][0]
+
+
+def prepared_files(paths: Sequence) -> list[Path]:
+    """The .h5 files among `paths` and inside the folders among them, sorted within each folder."""
+    files = []
+    for path in map(Path, paths):
+        found = sorted(p for p in path.glob("*.h5") if not p.name.startswith(".")) if path.is_dir() else [path]
+        if not found:
+            raise InputError(path, "no .h5 file in this folder", "prepared scans")
+        files += found
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise InputError(missing[0], "no such file", "an existing file")
+    return files

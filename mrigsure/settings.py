@@ -1,0 +1,224 @@
+"""The options of every subcommand, as plain dataclasses: what --help, YAML files and recorded parameters are made of.
+
+Free of torch, so that `mrigsure --help` is quick. The first sentence of each docstring is the subcommand's help, and
+each `Args` line is its option's help.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Pattern = Literal["full", "random", "equispaced", "magic", "gaussian", "poisson"]
+
+
+@dataclass(frozen=True)
+class SimulateSettings:
+    """Write simulated raw scans: real anatomy, random contrast, coils, phase, sampling and noise, as fastMRI files.
+
+    Args:
+        out: folder for the fastMRI .h5 files
+        volumes: number of files
+        slices: slices in a file; they share head, contrast, coils and mask
+        matrix: matrix size, or height and width
+        coils: least and largest number of coils, drawn per file
+        acceleration: accelerations, drawn per file
+        pattern: sampling patterns, drawn per file
+        center_fraction: fully sampled share of the phase-encoding lines (poisson: of each axis)
+        noise: least and largest noise level, per real part, relative to the image's standard deviation inside the head
+        split: train draws every head but the one set aside; test draws only that one
+        truth: folder for the clean complex images; without it no clean image exists on disk
+        seed: every random choice derives from it
+    """
+
+    out: str
+    volumes: int = 100
+    slices: int = 4
+    matrix: tuple[int, int] | int = 128
+    coils: tuple[int, int] = (4, 16)
+    acceleration: tuple[float, ...] = (4.0,)
+    pattern: tuple[Pattern, ...] = ("random",)
+    center_fraction: float = 0.1
+    noise: tuple[float, float] = (0.04, 0.12)
+    split: Literal["train", "test"] = "train"
+    truth: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Turn raw k-space files into prepared scans: mask, noise level, whitened coils, sensitivity maps, scale.
+
+    Args:
+        raw: raw files or folders: fastMRI .h5, Siemens twix .dat, BART .cfl/.hdr, .npy
+        out: folder for the prepared .h5 files, one a raw file
+        mask: .npy file with the mask of .npy and BART raw data that were acquired undersampled
+        pattern: mask to apply to fully sampled raw data; without it the sampled points are found from the zeros
+        acceleration: acceleration of the mask to apply
+        center_fraction: fully sampled share of the phase-encoding lines (poisson: of each axis)
+        calibration: height and width of the calibration region in samples; found from the mask if not given
+        seed: seed of the mask, together with the file's name
+        keep_target: store the SENSE image of a fully sampled raw scan as `target`, for evaluation
+        overwrite: prepare again what the folder already holds
+    """
+
+    raw: list[str]
+    out: str
+    mask: str | None = None
+    pattern: Pattern | None = None
+    acceleration: float = 4.0
+    center_fraction: float = 0.08
+    calibration: tuple[int, int] | None = None
+    seed: int = 0
+    keep_target: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a diffusion prior on prepared, undersampled, noisy scans; it never sees a clean image.
+
+    Args:
+        prepared: prepared files or folders
+        out: folder of the prior
+        steps: updates of the first stage, held-out split GSURE on perturb-and-solve inputs
+        rounds: refinement rounds (expectation-maximisation) after the first stage
+        round_steps: updates in each round
+        round_scans: scans drawn anew in each round; 0 means all
+        round_levels: network evaluations of each persistent chain in a round
+        batch_size: scans in an update
+        learning_rate: peak learning rate of Adam
+        channels: network width at each resolution
+        ema: decay of the averaged weights
+        delta: largest share of lines held out of the input; drawn uniformly below it, smaller at low sigma
+        weights: 1/p weighs every sampled line by its density; 1/q is the uniform full-image loss
+        sigma_max: largest diffusion level, per real part, in units where the data's is 0.5
+        validation: share of the files held apart for the truth-free figures
+        validation_scans: scans measured for those figures
+        checkpoint_minutes: minutes between checkpoints
+        seconds: stop after this wall-clock time and finish cleanly; 0 means no limit
+        resume: go on from the checkpoint in the prior's folder
+        init_from: prior to start from
+        device: auto, cpu or cuda
+        threads: CPU threads; 0 leaves torch's choice
+        precision: autocast of the network only
+        seed: every random choice derives from it
+    """
+
+    prepared: list[str]
+    out: str
+    steps: int = 4000
+    rounds: int = 4
+    round_steps: int = 400
+    round_scans: int = 0
+    round_levels: int = 8
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    channels: tuple[int, ...] = (24, 48, 64, 64)
+    ema: float = 0.999
+    delta: float = 0.5
+    weights: Literal["1/p", "1/q"] = "1/p"
+    sigma_max: float = 20.0
+    validation: float = 0.1
+    validation_scans: int = 16
+    checkpoint_minutes: float = 5.0
+    seconds: float = 0.0
+    resume: bool = False
+    init_from: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Draw images from a prior, without any measurement, and write them as .h5 and .png.
+
+    Args:
+        prior: folder of the prior, or "shipped"
+        out: file name without suffix
+        count: number of images
+        matrix: matrix size, or height and width
+        levels: network evaluations
+        device: auto, cpu or cuda
+        seed: every random choice derives from it
+    """
+
+    prior: str = "shipped"
+    out: str = "samples"
+    count: int = 8
+    matrix: tuple[int, int] | int = 128
+    levels: int = 40
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ReconstructSettings:
+    """Reconstruct prepared scans: draws from the posterior under a prior, or a classical baseline.
+
+    Args:
+        scans: prepared files or folders
+        out: folder for the reconstructions, one .h5 and one .png a file
+        prior: folder of the prior, or "shipped"
+        method: posterior draws, or a baseline whose regularisation is chosen on held-out lines
+        samples: posterior draws; their mean and standard deviation are written
+        levels: network evaluations a draw
+        keep_samples: write the single draws too
+        batch: draws computed at once
+        overwrite: reconstruct again what the folder already holds
+        device: auto, cpu or cuda
+        seed: every random choice derives from it
+    """
+
+    scans: list[str]
+    out: str
+    prior: str = "shipped"
+    method: Literal["posterior", "zero-filled", "cg-sense", "l1-wavelet"] = "posterior"
+    samples: int = 8
+    levels: int = 30
+    keep_samples: bool = False
+    batch: int = 8
+    overwrite: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Compare reconstructions with the truth: PSNR, SSIM and NMSE a slice, and how well the uncertainty fits.
+
+    Args:
+        reconstructions: reconstruction files or folders
+        truth: folder or file of the truth, matched by file name: simulate's --truth files, or prepared files with a target
+        out: JSON file for the figures; without it they are only printed
+    """
+
+    reconstructions: list[str]
+    truth: str
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """Say what is in a file that mrigsure reads or writes, on one screen.
+
+    Args:
+        file: raw file, prepared scan, reconstruction, or folder of a prior
+    """
+
+    file: str
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Show the whole path in under five minutes: train on simulated undersampled scans, reconstruct real ones.
+
+    Args:
+        out: folder for what the demo makes
+        smallest: a few seconds of training and two draws, to check an installation
+        seed: every random choice derives from it
+    """
+
+    out: str = "demo"
+    smallest: bool = False
+    seed: int = 0
