@@ -20,6 +20,7 @@ class SenseOperator:
 
     def __init__(self, mask: Tensor, sens_maps: Tensor):
         self.mask, self.sens_maps = mask, sens_maps
+        self._eigen = None
 
     def forward(self, image: Tensor) -> Tensor:
         """A: (batch, H, W) -> (batch, coil, H, W)."""
@@ -42,12 +43,21 @@ class SenseOperator:
 
         Masks made of whole lines are solved directly; all others by conjugate gradients to the relative `tolerance`.
         """
+        if self._eigen is not None:
+            values, vectors = self._eigen
+            coefficients = (vectors.mH @ rhs[..., None])[..., 0] / (values + shift[:, None, None])
+            return (vectors @ coefficients[..., None])[..., 0]
         if self.is_line_mask:
             identity = torch.eye(rhs.shape[-1], dtype=rhs.dtype, device=rhs.device)
             factor = torch.linalg.cholesky(self.row_matrices + shift[:, None, None, None] * identity)
             return torch.cholesky_solve(rhs[..., None], factor)[..., 0]
         scale = shift[:, None, None]
         return conjugate_gradients(lambda x: self.normal(x) + scale * x, rhs, tolerance=tolerance)
+
+    def factorise(self) -> None:
+        """Make many solves with different shifts cheap: diagonalise the row matrices once. Line masks only."""
+        if self.is_line_mask:
+            self._eigen = torch.linalg.eigh(self.row_matrices)
 
     @cached_property
     def is_line_mask(self) -> bool:
@@ -71,9 +81,7 @@ class SenseOperator:
 
     def repeat(self, count: int) -> "SenseOperator":
         """The same operator for `count` images per scan: batch -> batch * count, scan by scan."""
-        return SenseOperator(
-            self.mask.repeat_interleave(count, 0), self.sens_maps.repeat_interleave(count, 0)
-        )
+        return SenseOperator(self.mask.repeat_interleave(count, 0), self.sens_maps.repeat_interleave(count, 0))
 
 
 def conjugate_gradients(

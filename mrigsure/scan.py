@@ -12,6 +12,7 @@ A prepared file is a fastMRI file (`kspace`, `mask`, `ismrmrd_header`, `reconstr
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -89,7 +90,7 @@ class ScanBatch:
     density: Tensor
     sigma0: Tensor
 
-    @property
+    @cached_property
     def operator(self) -> SenseOperator:
         return SenseOperator(self.mask, self.sens_maps)
 
@@ -252,6 +253,31 @@ def open_hdf5(path) -> h5py.File:
         raise InputError(path, "a truncated or non-HDF5 file", "a complete HDF5 file") from error
 
 
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What can be said of a prepared file without reading its k-space: kspace_shape is (slices, coils, H, W)."""
+
+    path: Path
+    kspace_shape: tuple[int, int, int, int]
+    mask: np.ndarray
+    noise_std: float
+
+    @property
+    def acceleration(self) -> float:
+        """Samples in the matrix over samples taken."""
+        return 1 / float(np.mean(self.mask))
+
+
+def volume_facts(path) -> VolumeFacts:
+    """Look into a prepared file. Raises InputError where it is not one."""
+    with open_hdf5(path) as file:
+        if not {"kspace", "sens_maps", "mask"} <= set(file) or "noise_std" not in file.attrs:
+            raise InputError(path, "no prepared scan", "one made by `mrigsure prepare`")
+        return VolumeFacts(
+            Path(path), tuple(file["kspace"].shape), file["mask"][()] > 0, float(file.attrs["noise_std"])
+        )
+
+
 class ScanSet(Sequence):
     """Every slice of many prepared files, read when asked for.
 
@@ -259,16 +285,9 @@ class ScanSet(Sequence):
     """
 
     def __init__(self, paths: Sequence):
-        self.files = prepared_files(paths)
-        self._index = []
-        self.shapes = []
-        for path in self.files:
-            with open_hdf5(path) as file:
-                if "kspace" not in file or "sens_maps" not in file:
-                    raise InputError(path, "no kspace and sens_maps", "a prepared scan; make one with `mrigsure prepare`")
-                count, _, height, width = file["kspace"].shape
-            self._index += [(path, number) for number in range(count)]
-            self.shapes += [(height, width)] * count
+        self.volumes = [volume_facts(path) for path in prepared_files(paths)]
+        self._index = [(v.path, number) for v in self.volumes for number in range(v.kspace_shape[0])]
+        self.shapes = [v.kspace_shape[-2:] for v in self.volumes for _ in range(v.kspace_shape[0])]
 
     def __len__(self):
         return len(self._index)

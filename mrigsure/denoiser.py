@@ -1,0 +1,146 @@
+"""The denoiser f(x, sigma) ~ E[x | x + sigma w], and the folder in which a prior is kept.
+
+config.json        network, sigma range, sigma_data, and the spread of R calibrated per radial band
+model.safetensors  averaged weights, float16
+training.json      what it was trained on, with which settings, and the truth-free figures on the way
+card.md            the same in words
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from mrigsure.errors import InputError
+from mrigsure.files import atomic
+from mrigsure.scan import SIGMA_DATA
+
+FORMAT = 1
+SHIPPED = "shipped"
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """What rebuilds a denoiser, and where it is defined.
+
+    channels   network width at each resolution
+    sigma_min  lowest level it was trained at, per real part
+    sigma_max  highest level
+    spread     factor on the R of posterior sampling, one per radial band (docs/method.md, section 7)
+    """
+
+    channels: tuple[int, ...] = (24, 48, 64, 64)
+    sigma_min: float = 0.01
+    sigma_max: float = 20.0
+    sigma_data: float = SIGMA_DATA
+    spread: tuple[float, ...] = (1.0,)
+
+
+class Denoiser(nn.Module):
+    """A U-Net in EDM's preconditioning (Karras et al. 2022, table 1), for complex images of any size.
+
+    forward(x, sigma): complex (batch, H, W), real (batch,) -> complex (batch, H, W)
+    """
+
+    def __init__(self, channels: tuple[int, ...], sigma_data: float = SIGMA_DATA):
+        super().__init__()
+        from monai.networks.nets import DiffusionModelUNet
+
+        self.sigma_data = sigma_data
+        self.stride = 2 ** (len(channels) - 1)
+        self.network = DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=2,
+            out_channels=2,
+            channels=channels,
+            num_res_blocks=1,
+            attention_levels=(False,) * len(channels),
+            norm_num_groups=8,
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = sigma[:, None, None, None]
+        variance = sigma**2 + self.sigma_data**2
+        real = torch.view_as_real(x).movedim(-1, 1)  # (batch, 2, H, W)
+        # the embedding's sinusoids hardly move over ln(sigma) / 4; 250 spreads them
+        level = 250 * sigma.flatten().log() / 4
+        output = self._padded(real / variance.sqrt(), level).to(real.dtype)
+        image = self.sigma_data**2 / variance * real + sigma * self.sigma_data / variance.sqrt() * output
+        return torch.view_as_complex(image.movedim(1, -1).contiguous())
+
+    def _padded(self, real, level):
+        height, width = real.shape[-2:]
+        bottom, right = -height % self.stride, -width % self.stride
+        padded = nn.functional.pad(real, (0, right, 0, bottom), mode="replicate")
+        return self.network(padded, level)[..., :height, :width]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained denoiser with all that posterior sampling needs to know of it."""
+
+    denoiser: Denoiser
+    config: DenoiserConfig
+    training: dict = field(default_factory=dict)
+    name: str = ""
+    sha256: str = ""
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Complex (batch, H, W), (batch,) -> complex (batch, H, W), without gradients."""
+        with torch.no_grad():
+            return self.denoiser(x, sigma)
+
+
+def save_prior(folder, denoiser_state: dict, config: DenoiserConfig, training: dict, card: str) -> Path:
+    """Write a prior's folder. `denoiser_state` is a Denoiser's state_dict. The weights come last: without them the
+    folder is no prior."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().half().contiguous() for key, value in denoiser_state.items()}
+    contents = {
+        "config.json": json.dumps({"format": FORMAT, **asdict(config)}, indent=1).encode(),
+        "training.json": json.dumps(training, indent=1).encode(),
+        "card.md": card.encode(),
+        "model.safetensors": save(weights),
+    }
+    for name, content in contents.items():
+        with atomic(folder / name) as partial:
+            partial.write_bytes(content)
+    return folder
+
+
+def load_prior(folder=None, device="cpu") -> Prior:
+    """Read a prior; None or "shipped" is the one that comes with the package. InputError where it is not one."""
+    shipped = folder is None or str(folder) == SHIPPED
+    folder = Path(str(files("mrigsure") / "data" / "prior")) if shipped else Path(folder)
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise InputError(folder, f"no {' and no '.join(missing)}", "the folder of a prior made by `mrigsure train`")
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+        if fields.pop("format") != FORMAT:
+            raise ValueError("another format version")
+        config = DenoiserConfig(**{key: _tuple(value) for key, value in fields.items()})
+        content = (folder / "model.safetensors").read_bytes()
+        denoiser = Denoiser(config.channels, config.sigma_data)
+        denoiser.load_state_dict({key: value.float() for key, value in load(content).items()})
+        record = folder / "training.json"
+        training = json.loads(record.read_text()) if record.is_file() else {}
+    except Exception as error:
+        raise InputError(folder, str(error).splitlines()[0], "a complete prior of this version") from error
+    return Prior(
+        denoiser=denoiser.to(device).eval().requires_grad_(False),
+        config=config,
+        training=training,
+        name=SHIPPED if shipped else folder.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value

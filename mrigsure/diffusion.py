@@ -1,0 +1,88 @@
+"""Noise levels, and the diffused images that undersampled noisy scans allow (docs/method.md, sections 1 and 4).
+
+Both inputs hand back, beside the image, the measurement that is independent of it given the scan: on the kept lines
+y~ = y - (cov) n, as in Recorrupted-to-Recorrupted; on the held-out lines y itself.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mrigsure.operators import SenseOperator
+from mrigsure.seeds import complex_noise
+
+GAMMA = 1.5  # 2 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
+C_MIN = 0.006  # floor of mu / (1 + mu)^2, which bounds the condition of the solve
+
+
+def sigma_schedule(levels: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> Tensor:
+    """Noise levels from `sigma_max` down to `sigma_min`, float32 (levels,) (Karras et al. 2022, equation 5)."""
+    ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return ((high + ramp * (low - high)) ** rho).float()
+
+
+def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
+    """Training noise levels, one per entry of `low`: ln sigma ~ N(-1, 1.3^2), truncated to [low, high]."""
+    normal = torch.distributions.Normal(-1.0, 1.3)
+    below, above = normal.cdf(low.log()), normal.cdf(torch.tensor(math.log(high)))
+    uniform = torch.rand(low.shape, generator=generator)
+    return normal.icdf(below + uniform * (above - below)).exp()
+
+
+def lowest_solve_sigma(sigma0):
+    """The level below which `perturb_and_solve` has no exactly white input: sqrt(2 gamma) sigma0."""
+    return math.sqrt(2 * GAMMA) * sigma0
+
+
+def solve_shift(sigma: Tensor, sigma0: Tensor) -> Tensor:
+    """mu of section 4, the smaller root of mu / (1 + mu)^2 = c in the form that does not cancel in float32."""
+    c = (GAMMA * sigma0**2 / (2 * sigma**2)).clamp(C_MIN, 0.25)
+    return 2 * c / (1 - 2 * c + (1 - 4 * c).clamp_min(0).sqrt())
+
+
+def diffuse_adjoint(
+    operator: SenseOperator, kspace: Tensor, sigma: Tensor, sigma0: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """x_sigma = T x + sigma w with w exactly white (section 1), and its independent measurement (section 3).
+
+    operator  of the kept lines M~
+    kspace    complex (batch, coil, H, W), at least the kept lines
+    sigma     (batch,), above sigma0 (batch,)
+    Returns x_sigma (batch, H, W) and the target (batch, coil, H, W): y~ on kept lines, `kspace` elsewhere.
+    """
+    mask = operator.mask
+    noise = complex_noise(kspace.shape, generator, kspace.dtype)
+    alpha = _column(sigma.square() - sigma0.square()).sqrt()
+    diffused = mask * (kspace + alpha * noise) + (1 - mask) * _column(sigma) * noise
+    unmasked = SenseOperator(torch.ones_like(mask), operator.sens_maps)
+    return unmasked.adjoint(diffused), kspace - mask * (_column(sigma0) ** 2 / alpha) * noise
+
+
+def perturb_and_solve(
+    operator: SenseOperator,
+    kspace: Tensor,
+    sigma: Tensor,
+    sigma0: Tensor,
+    generator: torch.Generator,
+    tolerance: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """The regularised SENSE solve whose noise is exactly sigma w (section 4), and its independent measurement.
+
+    x_sigma = (T + mu)^-1 [(1 + mu) A^H (y + alpha n) + sigma mu n2 + sigma T n3]; arguments, shapes and target as in
+    `diffuse_adjoint`. sigma at least `lowest_solve_sigma(sigma0)`.
+    """
+    mu = solve_shift(sigma, sigma0)
+    alpha = _column(2 * sigma**2 * mu / (1 + mu) ** 2 - sigma0**2).sqrt()
+    noise = complex_noise(kspace.shape, generator, kspace.dtype)
+    image_shape = (kspace.shape[0], *kspace.shape[-2:])
+    n2, n3 = (complex_noise(image_shape, generator, kspace.dtype) for _ in range(2))
+    mu_, sigma_ = mu[:, None, None], sigma[:, None, None]
+    rhs = (1 + mu_) * operator.adjoint(kspace + alpha * noise) + sigma_ * mu_ * n2 + sigma_ * operator.normal(n3)
+    target = kspace - operator.mask * (_column(sigma0) ** 2 / alpha) * noise
+    return operator.solve(rhs, mu, tolerance), target
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -1,0 +1,83 @@
+"""Training objectives. Each returns one loss per scan, (batch,), the squared error per real number of the image.
+
+    split_gsure   || W M (F S f(x_sigma) - y~) ||^2, no divergence; with held-out lines (docs/method.md, 3 and 5)
+    gsure         || W M (F S f(x_sigma) - y) ||^2 + 2 sigma0^2 div (Kawar et al., arXiv 2305.13128; section 2)
+    denoising     || f(x + sigma w) - x ||^2, for the refinement's own draws
+
+`denoise(x, sigma)` maps complex (batch, H, W) and (batch,) to complex (batch, H, W).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mrigsure.diffusion import diffuse_adjoint, perturb_and_solve
+from mrigsure.operators import SenseOperator
+from mrigsure.scan import ScanBatch, kept_lines
+from mrigsure.seeds import complex_noise
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+_LEAST_Q = 0.05  # 1/q is clipped there
+
+
+def split_gsure(
+    denoise: Denoise,
+    batch: ScanBatch,
+    sigma: Tensor,
+    delta: Tensor,
+    generator: torch.Generator,
+    *,
+    weights: str = "1/p",
+    diffuse=perturb_and_solve,
+) -> Tensor:
+    """Split GSURE with a share `delta` (batch,) of the lines held out of the input.
+
+    Equal to E || f - x ||^2 up to a constant over the sampled modes; `diffuse` is perturb_and_solve or diffuse_adjoint.
+    """
+    kept = kept_lines(batch.mask, batch.density, delta, generator)
+    operator = SenseOperator(kept, batch.sens_maps)
+    x_sigma, target = diffuse(operator, batch.kspace, sigma, batch.sigma0, generator)
+    error = batch.operator.coil_kspace(denoise(x_sigma, sigma)) - target
+    weight = line_weights(batch.mask, kept, batch.density, delta, weights)
+    return _mean_square(weight.sqrt() * error)
+
+
+def gsure(
+    denoise: Denoise, batch: ScanBatch, sigma: Tensor, generator: torch.Generator, *, diffuse=diffuse_adjoint
+) -> Tensor:
+    """GSURE with Hutchinson's divergence: one extra backward pass through the network, and noise-free only on average.
+
+    The probe is one-sided: <W^2 M b, F S J S^H F^H M b>, taken as a vector-Jacobian product.
+    """
+    x_sigma, _ = diffuse(batch.operator, batch.kspace, sigma, batch.sigma0, generator)
+    x_sigma.requires_grad_(True)
+    output = batch.operator.coil_kspace(denoise(x_sigma, sigma))
+    weight = line_weights(batch.mask, batch.mask, batch.density, torch.zeros_like(sigma), "1/p")
+    probe = batch.mask * complex_noise(output.shape, generator, output.dtype)
+    projected = ((weight * probe).conj() * output).real.sum()
+    (gradient,) = torch.autograd.grad(projected, x_sigma, create_graph=True)
+    response = batch.operator.adjoint(probe)
+    divergence = (gradient.conj() * response).real.sum((1, 2)) / (2 * response[0].numel())
+    return _mean_square(weight.sqrt() * (output - batch.kspace)) + 2 * batch.sigma0**2 * divergence
+
+
+def denoising(denoise: Denoise, image: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """Plain denoising of complex images (batch, H, W)."""
+    noise = complex_noise(image.shape, generator, image.dtype)
+    error = denoise(image + sigma[:, None, None] * noise, sigma) - image
+    return error.abs().square().mean((1, 2)) / 2
+
+
+def line_weights(mask: Tensor, kept: Tensor, density: Tensor, delta: Tensor, weights: str) -> Tensor:
+    """W^2 M: 1/p on every sampled line, or 1/q with q = P(M = 1 | M~) (section 5); 0 where not sampled."""
+    probability = density
+    if weights == "1/q":
+        d = delta.to(density)[:, None, None, None]
+        q = density * d / (1 - density * (1 - d)).clamp_min(1e-6)
+        probability = torch.where(kept > 0, 1.0, q.clamp_min(_LEAST_Q))
+    return torch.where(mask > 0, 1 / probability.clamp_min(1e-6), 0.0)
+
+
+def _mean_square(kspace: Tensor) -> Tensor:
+    return kspace.abs().square().sum((1, 2, 3)) / (2 * kspace[0, 0].numel())

@@ -1,0 +1,224 @@
+"""Posterior sampling of a scan under a prior (docs/method.md, section 7).
+
+From x = sigma_max n, for each level sigma_k of a falling schedule
+
+    x0 = f(x; sigma_k)
+    xh = argmin_v || A v - (y + sigma0 n1) ||^2 / sigma0^2 + || v - x0 - R^1/2 n2 ||^2_{R^-1}
+    x  = xh + sigma_{k+1} (sqrt(1 - eta^2) (x - xh) / sigma_k + eta n)
+
+The two perturbations make xh a draw from the Gaussian approximation of p(x | x_sigma, y); with R = sigma^2 J it is exact
+for Gaussian priors. The last level returns the solve's mean. With R = L L^H the solve is xh = x0 + L w,
+
+    (L^H T L / sigma0^2 + 1) w = L^H A^H (y + sigma0 n1 - A x0) / sigma0^2 + n2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mrigsure.denoiser import Prior
+from mrigsure.diffusion import sigma_schedule
+from mrigsure.fourier import fft2c, ifft2c, radial_bands
+from mrigsure.operators import SenseOperator, conjugate_gradients
+from mrigsure.scan import SIGMA_DATA, ScanBatch
+from mrigsure.seeds import complex_noise
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+_PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
+_TOLERANCE = 1e-3  # of a level's solve, whose condition is about 1 + R / sigma0^2
+
+
+class Factor(Protocol):
+    """L with R = L L^H, acting on complex images (batch, H, W)."""
+
+    def apply(self, image: Tensor) -> Tensor: ...
+    def adjoint(self, image: Tensor) -> Tensor: ...
+
+
+Spread = Callable[[Denoise, Tensor, Tensor, float, torch.Generator], Factor]
+"""spread(denoise, x, x0, sigma, generator): the factor of R ~ Cov(x | x_sigma) at one level."""
+
+
+def posterior_samples(
+    prior: Prior,
+    batch: ScanBatch,
+    *,
+    samples: int,
+    levels: int,
+    generator: torch.Generator,
+    chunk: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Calibrated draws: complex64 (batch, samples, H, W), in prepared units, at 2 network evaluations a level.
+
+    chunk     draws computed at once
+    progress  called after each level with the network evaluations done and to be done, over all draws
+    """
+    scans = batch.sigma0.shape[0]
+    spread = PixelSpectrumSpread(prior.config.spread)
+    lowest = max(prior.config.sigma_min, min(float(batch.sigma0.min()) / 4, prior.config.sigma_max / 10))
+    sigmas = sigma_schedule(levels, prior.config.sigma_max, lowest)
+    order = torch.arange(scans).repeat_interleave(samples)
+    images, done = [], 0
+    for items in order.split(chunk):
+        part = ScanBatch(*(getattr(batch, key)[items] for key in batch.__dataclass_fields__))
+
+        def report(level, size=len(items), before=done):
+            if progress:
+                progress(2 * (before + size * level), 2 * levels * len(order))
+
+        images.append(draw(prior.denoise, part, sigmas, spread=spread, generator=generator, after_level=report))
+        done += levels * len(items)
+    return torch.cat(images).unflatten(0, (scans, samples))
+
+
+def draw(
+    denoise: Denoise,
+    batch: ScanBatch,
+    sigmas: Tensor,
+    *,
+    spread: Spread,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    eta: float = 1.0,
+    perturb: bool = True,
+    after_level: Callable[[int], None] | None = None,
+) -> Tensor:
+    """One draw for every scan of the batch: complex (batch, H, W).
+
+    sigmas   falling levels, (levels,)
+    start    the state at sigmas[0]; without it sigmas[0] times white noise
+    perturb  False gives the fast point estimate of DDS and DiffPIR: under-dispersed, not for uncertainty
+    """
+    operator, kspace = batch.operator, batch.kspace
+    shape = (kspace.shape[0], *kspace.shape[-2:])
+
+    def noise(size=shape):
+        return complex_noise(size, generator, kspace.dtype).to(kspace.device)
+
+    x = float(sigmas[0]) * noise() if start is None else start
+    for level, sigma in enumerate(sigmas.tolist()):
+        last = level + 1 == len(sigmas)
+        x0 = denoise(x, torch.full(shape[:1], sigma, device=kspace.device))
+        factor = spread(denoise, x, x0, sigma, generator)
+        measured, prior_noise = kspace, torch.zeros_like(x)
+        if perturb and not last:
+            measured = kspace + batch.sigma0[:, None, None, None] * noise(kspace.shape)
+            prior_noise = noise()
+        estimate = solve_level(operator, measured, batch.sigma0, x0, factor, prior_noise)
+        if after_level:
+            after_level(level + 1)
+        if last:
+            return estimate
+        kept = (1 - eta**2) ** 0.5 * (x - estimate) / sigma
+        x = estimate + float(sigmas[level + 1]) * (kept + eta * noise())
+    raise ValueError("sigmas is empty")
+
+
+def solve_level(
+    operator: SenseOperator, kspace: Tensor, sigma0: Tensor, x0: Tensor, factor: Factor, n2: Tensor
+) -> Tensor:
+    """xh of one level, (batch, H, W). With a scalar R and a line mask the solve is direct."""
+    precision = sigma0[:, None, None].square().reciprocal()
+    residual = operator.adjoint(kspace) - operator.normal(x0)
+    if isinstance(factor, ScalarFactor) and operator.is_line_mask:
+        shift = sigma0.square() / factor.variance
+        rhs = residual + shift[:, None, None] * factor.apply(n2)
+        return x0 + operator.solve(rhs, shift)
+    rhs = precision * factor.adjoint(residual) + n2
+
+    def system(w):
+        return precision * factor.adjoint(operator.normal(factor.apply(w))) + w
+
+    return x0 + factor.apply(conjugate_gradients(system, rhs, tolerance=_TOLERANCE))
+
+
+@dataclass(frozen=True)
+class ScalarFactor:
+    """L = r."""
+
+    variance: float
+
+    def apply(self, image):
+        return self.variance**0.5 * image
+
+    adjoint = apply
+
+
+@dataclass(frozen=True)
+class ScalarSpread:
+    """R = r^2 = sigma^2 s^2 / (sigma^2 + s^2): costs no evaluation, and is a little too wide (section 7)."""
+
+    signal: float = SIGMA_DATA
+
+    def __call__(self, denoise, x, x0, sigma, generator):
+        return ScalarFactor(sigma**2 * self.signal**2 / (sigma**2 + self.signal**2))
+
+
+@dataclass(frozen=True)
+class PixelSpectrumFactor:
+    """L = D^1/2 F^H e^1/2 F, from deviation = D^1/2 (batch, H, W) and amplitude = e^1/2 (batch, H, W)."""
+
+    deviation: Tensor
+    amplitude: Tensor
+
+    def apply(self, image):
+        return self.deviation * ifft2c(self.amplitude * fft2c(image))
+
+    def adjoint(self, image):
+        return ifft2c(self.amplitude * fft2c(self.deviation * image))
+
+
+@dataclass(frozen=True)
+class PixelSpectrumSpread:
+    """R = D^1/2 F^H e F D^1/2: a radial spectrum e and a smooth relative local variance D, from one probe of sigma^2 J.
+
+    bands  factor on e, one per radial band, interpolated between the bands' middles; found by `calibrate.py`
+    """
+
+    bands: tuple[float, ...] = (1.0,)
+
+    def __call__(self, denoise, x, x0, sigma, generator):
+        signs = complex_noise(x.shape, generator, x.dtype).to(x.device)
+        probe = torch.complex(signs.real.sign(), signs.imag.sign())
+        step = _PROBE_STEP * sigma
+        response = (denoise(x + step * probe, torch.full(x.shape[:1], sigma, device=x.device)) - x0) / step
+        local = blur((probe.conj() * response).real / 2)
+        mean = local.mean((1, 2), keepdim=True).clamp_min(1e-4)
+        relative = (local / mean).clamp(0.02, 50.0)
+        relative = relative / relative.mean((1, 2), keepdim=True)
+        spectrum = ring_average((fft2c(probe).conj() * fft2c(response)).real / 2).clamp_min(1e-3)
+        spectrum = sigma**2 * spectrum * interpolate_bands(self.bands, x.shape[-2:], x.device)
+        return PixelSpectrumFactor(relative.sqrt(), spectrum.sqrt())
+
+
+def blur(image: Tensor) -> Tensor:
+    """Gaussian blur of real (batch, H, W), standard deviation a 32nd of the shorter side, at least 2 pixels."""
+    height, width = image.shape[-2:]
+    deviation = max(2.0, min(height, width) / 32)
+    y, x = (torch.fft.fftfreq(n, device=image.device) for n in (height, width))
+    transfer = torch.exp(-2 * (torch.pi * deviation) ** 2 * (y[:, None] ** 2 + x[None] ** 2))
+    return torch.fft.ifft2(torch.fft.fft2(image) * transfer).real
+
+
+def ring_average(spectrum: Tensor) -> Tensor:
+    """Replace every sample of real (batch, H, W) by the mean over its ring of about 2 samples' width."""
+    height, width = spectrum.shape[-2:]
+    rings = max(4, min(height, width) // 4)
+    index = radial_bands((height, width), rings, spectrum.device).flatten()
+    total = spectrum.new_zeros(len(spectrum), rings).index_add_(1, index, spectrum.flatten(1))
+    count = torch.bincount(index, minlength=rings)
+    return (total / count)[:, index].view_as(spectrum)
+
+
+def interpolate_bands(bands: tuple[float, ...], shape: tuple[int, int], device=None) -> Tensor:
+    """Values given at the middles of equally wide radial bands, as an (H, W) plane of k-space."""
+    values = torch.tensor(bands, device=device)
+    y, x = ((torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape)
+    position = ((y[:, None] ** 2 + x[None] ** 2).sqrt() * len(bands) - 0.5).clamp(0, len(bands) - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp_max(len(bands) - 1)
+    return torch.lerp(values[low], values[high], position - low)

@@ -1,0 +1,145 @@
+"""Figures that judge a prior without any truth: predictions of lines that were held out of the reconstruction.
+
+From K draws given the kept lines, on the held-out samples y of every coil, with m their mean and v their variance
+(docs/method.md, section 6):
+
+    residual  (sum |y - m|^2 - 2 sigma0^2) / (sum |y|^2 - 2 sigma0^2), the error of the mean, noise taken off
+    z2        sum |y - m|^2 / sum (2 sigma0^2 + v (1 + 1/K)), 1 where the spread is right
+    energy    the energy score of the predictive distribution, relative to |y|
+    power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mrigsure.fourier import radial_bands
+from mrigsure.posterior import Denoise, Spread, draw
+from mrigsure.scan import Scan, collate
+from mrigsure.seeds import complex_noise, generator
+
+BANDS = 8
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """The figures above, the tuples with one value per radial band, None where no sample was held out.
+
+    spread_needed is the error over the draws' variance, noise taken off; signal the data's power over the noise's.
+    """
+
+    residual: float
+    z2: float
+    energy: float
+    power: tuple[float | None, ...]
+    band_z2: tuple[float | None, ...]
+    spread_needed: tuple[float | None, ...]
+    signal: tuple[float | None, ...]
+
+    def as_dict(self) -> dict:
+        """Plain numbers for JSON, four significant digits."""
+        return {
+            key: [_four_digits(v) for v in value] if isinstance(value, tuple) else _four_digits(value)
+            for key, value in asdict(self).items()
+        }
+
+    def collapsed(self) -> tuple[int, ...]:
+        """Bands above the noise in which the draws have lost a tenth of the data's power or more."""
+        return tuple(
+            band
+            for band, (power, signal) in enumerate(zip(self.power, self.signal, strict=True))
+            if power is not None and power < 0.9 and signal > 1
+        )
+
+
+def held_out_figures(
+    denoise: Denoise,
+    scans: Sequence[Scan],
+    sigmas: Tensor,
+    *,
+    spread: Spread,
+    seed: int,
+    samples: int = 2,
+    fraction: float = 0.3,
+    chunk: int = 4,
+    device="cpu",
+) -> HeldOutFigures:
+    """Hold out a `fraction` of each scan's lines, draw `samples` times from the rest, and compare.
+
+    Scans of unequal matrix sizes are allowed. The same seed holds out the same lines and draws the same noise.
+    Raises ValueError where no scan has a line to hold out.
+    """
+    names = ("error", "noise", "variance", "data", "drawn")
+    sums = {name: torch.zeros(BANDS, dtype=torch.float64) for name in names}
+    energy, length = 0.0, 0.0
+    for start in range(0, len(scans), chunk):
+        for group in _by_shape(scans[start : start + chunk]):
+            rng = generator(seed, "held out", start, *group[0].shape)
+            kept = [scan.held_out(fraction, rng) for scan in group]
+            rng_device = generator(seed, "draws", start, *group[0].shape, device=device)
+            part = collate(kept).to(device)
+            draws = torch.stack(
+                [draw(denoise, part, sigmas, spread=spread, generator=rng_device) for _ in range(samples)]
+            )
+            full = collate(list(group)).to(device)
+            live = full.sens_maps.abs().amax((2, 3), keepdim=True) > 0  # coils that are no filling
+            held = (full.mask - part.mask).bool() & live
+            predicted = torch.stack([full.operator.coil_kspace(d) for d in draws])
+            mean, variance = predicted.mean(0), predicted.var(0)
+            noise = 2 * full.sigma0.square()[:, None, None, None].expand_as(variance)
+            terms = {
+                "error": (full.kspace - mean).abs().square(),
+                "noise": noise,
+                "variance": variance * (1 + 1 / samples),
+                "data": full.kspace.abs().square(),
+                "drawn": predicted.abs().square().mean(0),
+            }
+            bands = radial_bands(group[0].shape, BANDS, device).expand_as(held)[held]
+            for name, value in terms.items():
+                sums[name] += torch.bincount(bands, value[held].double(), minlength=BANDS).cpu()
+            score, norm = _energy(full.kspace, predicted, noise, held, rng_device)
+            energy, length = energy + score, length + norm
+    if not sums["noise"].sum():
+        raise ValueError("no scan has a line that may be held out")
+    total = {name: float(value.sum()) for name, value in sums.items()}
+    signal = sums["data"] - sums["noise"]
+
+    def per_band(above, below):
+        seen = (sums["noise"] > 0).tolist()
+        return tuple(v if s else None for v, s in zip((above / below.clamp_min(1e-12)).tolist(), seen, strict=True))
+
+    return HeldOutFigures(
+        residual=(total["error"] - total["noise"]) / max(total["data"] - total["noise"], 1e-12),
+        z2=total["error"] / (total["noise"] + total["variance"]),
+        energy=energy / max(length, 1e-12),
+        power=per_band(sums["drawn"], signal),
+        band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
+        spread_needed=per_band(sums["error"] - sums["noise"], sums["variance"]),
+        signal=per_band(signal, sums["noise"]),
+    )
+
+
+def _four_digits(value):
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _by_shape(scans):
+    groups = {}
+    for scan in scans:
+        groups.setdefault(scan.shape, []).append(scan)
+    return groups.values()
+
+
+def _energy(kspace, predicted, noise, held, rng):
+    """Sum over scans of mean ||Y_i - y|| - 1/2 mean ||Y_i - Y_j||, Y the draws with measurement noise; and of ||y||."""
+
+    def norms(difference):
+        return (difference.abs().square() * held).flatten(1).sum(1).sqrt()
+
+    samples = [p + (noise / 2).sqrt() * complex_noise(p.shape, rng) for p in predicted]
+    to_data = sum(norms(s - kspace) for s in samples) / len(samples)
+    pairs = [norms(a - b) for i, a in enumerate(samples) for b in samples[:i]]
+    between = sum(pairs) / max(len(pairs), 1)
+    return float((to_data - between / 2).sum()), float(norms(kspace).sum())

@@ -1,0 +1,124 @@
+"""The diffused inputs of docs/method.md, sections 1 and 4: exactly white, and independent of their targets."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrigsure import diffusion
+from mrigsure.diffusion import diffuse_adjoint, lowest_solve_sigma, perturb_and_solve, solve_shift
+from mrigsure.operators import SenseOperator
+from mrigsure.seeds import complex_noise, generator
+
+SIZE, COILS, SIGMA0 = 8, 8, 0.04
+
+
+def sense(batch, size=SIZE, coils=COILS, lines=True, dtype=torch.float64, rate=4):
+    """An operator with random smooth-free maps and an R = 4 mask, repeated `batch` times."""
+    rng = generator(0, "operator", size)
+    cdtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+    maps = complex_noise((1, coils, size, size), rng, cdtype)
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    if lines:
+        mask = torch.zeros(1, 1, size, size, dtype=dtype)
+        mask[..., torch.randperm(size, generator=rng)[: size // rate]] = 1
+    else:
+        mask = (torch.rand(1, 1, size, size, generator=rng) < 1 / rate).to(dtype)
+    return SenseOperator(mask.expand(batch, -1, -1, -1), maps.expand(batch, -1, -1, -1))
+
+
+def responses(diffuse, sigma, monkeypatch):
+    """x_sigma's dense response to the data's noise and to every noise drawn inside, and the target's to the first two."""
+    kspace_size, image_size = COILS * SIZE**2, SIZE**2
+    basis = {
+        "kspace": torch.eye(kspace_size, dtype=torch.complex128).reshape(-1, COILS, SIZE, SIZE),
+        "image": torch.eye(image_size, dtype=torch.complex128).reshape(-1, SIZE, SIZE),
+    }
+
+    def respond(kind, position):
+        units = basis["kspace" if kind != "drawn image" else "image"]
+        operator = sense(len(units))
+        kspace = operator.mask * units if kind == "data" else torch.zeros(len(units), COILS, SIZE, SIZE).cdouble()
+        calls = []
+
+        def noise(shape, rng, dtype):
+            calls.append(shape)
+            return units if kind != "data" and len(calls) - 1 == position else torch.zeros(shape, dtype=dtype)
+
+        monkeypatch.setattr(diffusion, "complex_noise", noise)
+        level = torch.full((len(units),), sigma, dtype=torch.float64)
+        image, target = diffuse(operator, kspace, level, torch.full_like(level, SIGMA0), None)
+        return image.flatten(1).T, target.flatten(1).T
+
+    solve = diffuse is perturb_and_solve
+    return respond("data", None), respond("drawn", 0), [respond("drawn image", p)[0] for p in (1, 2) if solve]
+
+
+@pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve])
+@pytest.mark.parametrize("sigma", [0.07, 0.2, 1.0, 20.0])
+def test_noise_is_exactly_white_and_independent_of_the_target(diffuse, sigma, monkeypatch):
+    (data, target_data), (drawn, target_drawn), images = responses(diffuse, sigma, monkeypatch)
+    covariance = SIGMA0**2 * data @ data.mH + drawn @ drawn.mH + sum(r @ r.mH for r in images)
+    expected = sigma**2 * torch.eye(SIZE**2, dtype=torch.complex128)
+    assert (covariance - expected).abs().max() < 1e-10 * max(1, sigma**2)
+    cross = SIGMA0**2 * data @ target_data.mH + drawn @ target_drawn.mH
+    assert cross.abs().max() < 1e-10
+    control = SIGMA0**2 * data @ target_data.mH  # the target without its share of the drawn noise: y itself
+    assert control.abs().max() > 1e-5
+
+
+def test_a_fully_sampled_scan_passes_unchanged():
+    """(1 + mu)(T + mu)^-1 T x = x at T = 1: without the factor the prior is useless."""
+    operator = sense(1)
+    full = SenseOperator(torch.ones_like(operator.mask), operator.sens_maps)
+    image = complex_noise((1, SIZE, SIZE), generator(1), torch.complex128)
+    tiny = torch.tensor([1e-9], dtype=torch.float64)
+    sigma = lowest_solve_sigma(tiny) * 1.0001
+    x_sigma, _ = perturb_and_solve(full, full.forward(image), sigma, tiny, generator(2))
+    assert (x_sigma - image).abs().max() < 1e-7
+
+
+def test_conjugate_gradients_keep_the_noise_white_on_every_eigenvalue():
+    size, draws, sigma = 10, 4000, 0.3
+    operator = sense(1, size, lines=False, dtype=torch.float32, rate=6)
+    units = torch.eye(size**2, dtype=torch.complex64).reshape(-1, size, size)
+    many = SenseOperator(operator.mask.expand(size**2, -1, -1, -1), operator.sens_maps.expand(size**2, -1, -1, -1))
+    values, vectors = torch.linalg.eigh(many.normal(units).flatten(1).T)
+    many = SenseOperator(operator.mask.expand(draws, -1, -1, -1), operator.sens_maps.expand(draws, -1, -1, -1))
+    assert not many.is_line_mask
+    rng = generator(3)
+    kspace = many.mask * SIGMA0 * complex_noise((draws, COILS, size, size), rng)
+    x_sigma, _ = perturb_and_solve(
+        many, kspace, torch.full((draws,), sigma), torch.full((draws,), SIGMA0), rng, tolerance=1e-5
+    )
+    variance = (x_sigma.flatten(1) @ vectors.conj()).abs().square().mean(0) / (2 * sigma**2)
+    for group in torch.argsort(values).chunk(5):
+        assert variance[group].mean() == pytest.approx(1, abs=0.03)
+
+
+def test_solve_shift_does_not_cancel_in_float32():
+    c = np.logspace(-6, np.log10(0.2499), 200)
+    sigma0 = 1.0
+    sigma = np.sqrt(diffusion.GAMMA / (2 * c))
+    shift = solve_shift(torch.tensor(sigma, dtype=torch.float32), torch.tensor(sigma0)).double().numpy()
+    c = np.maximum(c, diffusion.C_MIN)
+    exact = (1 - 2 * c - np.sqrt(1 - 4 * c)) / (2 * c)
+    assert np.abs(shift / exact - 1).max() < 2e-3  # near c = 1/4 the root itself is ill-conditioned in c
+    low = c < 0.2
+    assert np.abs(shift / exact - 1)[low].max() < 1e-5
+
+
+@pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve])
+def test_target_variance_is_the_stated_one(diffuse):
+    draws, sigma = 400, 0.12
+    operator = sense(draws, dtype=torch.float32)
+    rng = generator(5)
+    noise = SIGMA0 * operator.mask * complex_noise((draws, COILS, SIZE, SIZE), rng)
+    level = torch.full((draws,), sigma)
+    _, target = diffuse(operator, noise, level, torch.full((draws,), SIGMA0), rng)
+    kept = operator.mask.expand_as(target) > 0
+    measured = float(target[kept].abs().square().mean()) / 2
+    if diffuse is diffuse_adjoint:
+        stated = SIGMA0**2 * sigma**2 / (sigma**2 - SIGMA0**2)
+    else:
+        stated = SIGMA0**2 * diffusion.GAMMA / (diffusion.GAMMA - 1)
+    assert measured == pytest.approx(stated, rel=0.01)

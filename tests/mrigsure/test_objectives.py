@@ -1,0 +1,136 @@
+"""Unbiasedness of the objectives: docs/method.md, sections 2, 3 and 5."""
+
+import itertools
+
+import pytest
+import torch
+
+from mrigsure.diffusion import diffuse_adjoint, perturb_and_solve
+from mrigsure.objectives import gsure, line_weights, split_gsure
+from mrigsure.operators import SenseOperator
+from mrigsure.scan import ScanBatch, kept_lines
+from mrigsure.seeds import complex_noise, generator
+
+SIZE, COILS, SIGMA0, P = 8, 4, 0.3, 0.5
+
+
+def scans(count, seed):
+    """Noisy undersampled scans of random images: fresh mask and noise for each, p = 1 on two lines, P on the others."""
+    rng = generator(seed, "scans")
+    maps = complex_noise((1, COILS, SIZE, SIZE), generator(0, "maps"))
+    maps = (maps / maps.abs().square().sum(1, keepdim=True).sqrt()).expand(count, -1, -1, -1)
+    density = torch.full((SIZE,), P)
+    density[3:5] = 1
+    mask = (torch.rand(count, 1, 1, SIZE, generator=rng) < density).float().expand(-1, 1, SIZE, SIZE)
+    image = complex_noise((count, SIZE, SIZE), rng)
+    operator = SenseOperator(mask, maps)
+    kspace = operator.forward(image) + SIGMA0 * mask * complex_noise((count, COILS, SIZE, SIZE), rng)
+    density = density.expand(count, 1, SIZE, SIZE)
+    return image, ScanBatch(kspace, mask, maps, density, torch.full((count,), SIGMA0))
+
+
+class Curved(torch.nn.Module):
+    """A small nonlinear denoiser that mixes pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.7, 0.2, -0.1]))
+
+    def forward(self, x, sigma):
+        a, b, c = self.weight
+        soft = x / (1 + x.abs().square()).sqrt()
+        return a * x + b * x.roll(1, -1) + c * soft.roll(1, -2) * x.abs()
+
+
+@pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve])
+def test_target_noise_is_uncorrelated_with_a_nonlinear_denoiser(diffuse):
+    count = 12000
+    image, batch = scans(count, 1)
+    rng = generator(2)
+    kept = kept_lines(batch.mask, batch.density, torch.full((count,), 0.4), rng)
+    assert 0 < float((batch.mask - kept).mean()) < float(batch.mask.mean())
+    x_sigma, target = diffuse(
+        SenseOperator(kept, batch.sens_maps), batch.kspace, torch.full((count,), 0.8), batch.sigma0, rng
+    )
+    weighted = batch.operator.coil_kspace(Curved()(x_sigma, None)).detach() / batch.density
+    clean = batch.operator.forward(image)
+
+    def standard_errors(against, lines):
+        product = ((weighted.conj() * (against - clean)).real * lines).sum((1, 2, 3))
+        return abs(float(product.mean() / (product.std() / count**0.5)))
+
+    assert standard_errors(target, kept) < 3.5
+    assert standard_errors(target, batch.mask - kept) < 3.5
+    assert standard_errors(batch.kspace, kept) > 20, "the control: plain y on the kept lines is biased"
+
+
+def test_gradients_of_gsure_and_split_gsure_agree():
+    count = 3000
+    _, batch = scans(count, 3)
+    sigma, nothing = torch.full((count,), 0.8), torch.zeros(count)
+    weights = torch.tensor([0.7, 0.2, -0.1]).expand(count, 3).clone().requires_grad_(True)
+
+    def denoise(x, _):  # one copy of the weights per scan, so that one backward pass gives per-scan gradients
+        a, b, c = weights[:, :, None, None].unbind(1)
+        soft = x / (1 + x.abs().square()).sqrt()
+        return a * x + b * x.roll(1, -1) + c * soft.roll(1, -2) * x.abs()
+
+    losses = {
+        "gsure": gsure(denoise, batch, sigma, generator(4)),
+        "split": split_gsure(denoise, batch, sigma, nothing, generator(4), diffuse=diffuse_adjoint),
+    }
+    gradients = {key: torch.autograd.grad(loss.sum(), weights)[0] for key, loss in losses.items()}
+    difference = gradients["gsure"] - gradients["split"]
+    z = difference.mean(0) / (difference.std(0) / count**0.5)
+    assert z.abs().max() < 3.5
+    spread = gradients["split"].mean(0).abs() / (gradients["split"].std(0) / count**0.5)
+    assert spread.max() > 20, "the gradients must be resolved for their agreement to mean anything"
+
+
+def test_split_gsure_is_the_true_risk_up_to_a_constant():
+    """Two denoisers' losses differ by the difference of their risks over the sampled modes."""
+    count = 6000
+    image, batch = scans(count, 5)
+    sigma, delta = torch.full((count,), 0.8), torch.full((count,), 0.3)
+
+    def risk(denoise):
+        rng = generator(6)
+        kept = kept_lines(batch.mask, batch.density, delta, rng)
+        x_sigma, _ = perturb_and_solve(
+            SenseOperator(kept, batch.sens_maps), batch.kspace, sigma, batch.sigma0, rng
+        )
+        error = batch.operator.coil_kspace(denoise(x_sigma, sigma) - image) * (batch.mask / batch.density).sqrt()
+        return error.abs().square().sum((1, 2, 3)) / (2 * SIZE**2)
+
+    def loss(denoise):
+        return split_gsure(denoise, batch, sigma, delta, generator(6))
+
+    def shrink(x, _):
+        return 0.5 * x
+
+    def keep(x, _):
+        return 0.9 * x
+
+    surplus = (loss(keep) - loss(shrink)) - (risk(keep) - risk(shrink))
+    assert abs(float(surplus.mean())) < 3.5 * float(surplus.std()) / count**0.5
+    assert abs(float((risk(keep) - risk(shrink)).mean())) > 20 * float(surplus.std()) / count**0.5
+
+
+def test_weights_one_over_q_are_uniform_given_the_kept_lines():
+    """E[W^2 M | M~] = 1 by enumeration of every mask that can lie behind the kept lines."""
+    p, delta = torch.tensor([1.0, 0.3, 0.5, 0.2, 1.0], dtype=torch.float64), 0.4
+    kept = torch.tensor([1.0, 1, 0, 0, 1], dtype=torch.float64)
+    mean, total = torch.zeros(5, dtype=torch.float64), 0.0
+    for bits in itertools.product([0.0, 1.0], repeat=5):
+        mask = torch.tensor(bits, dtype=torch.float64)
+        if (kept > mask).any():  # a kept line was sampled
+            continue
+        likely = torch.where(mask > 0, p, 1 - p).prod()
+        dropped = (mask > kept).double()
+        drop = delta * (p < 1).double()  # lines with p = 1 are never dropped
+        behind = torch.where(dropped > 0, drop, torch.where(kept > 0, 1 - drop, 1.0))
+        weight = likely * behind.prod()
+        shaped = [v.reshape(1, 1, 1, 5) for v in (mask, kept, p)]
+        mean += weight * line_weights(*shaped, torch.tensor([delta], dtype=torch.float64), "1/q").flatten() * mask
+        total += weight
+    assert (mean / total - 1).abs().max() < 1e-12

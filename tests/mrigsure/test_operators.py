@@ -1,0 +1,61 @@
+"""The encoding operator and its solves."""
+
+import pytest
+import torch
+
+from mrigsure.operators import SenseOperator, conjugate_gradients
+from mrigsure.seeds import complex_noise, generator
+
+
+def operator(lines, batch=2, coils=4, shape=(12, 10)):
+    rng = generator(0, lines)
+    maps = complex_noise((batch, coils, *shape), rng)
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    mask = (torch.rand(batch, 1, 1 if lines else shape[0], shape[1], generator=rng) < 0.4).float()
+    return SenseOperator(mask.expand(batch, 1, *shape), maps)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_adjoint(lines):
+    a = operator(lines)
+    rng = generator(1)
+    image, kspace = complex_noise((2, 12, 10), rng), complex_noise((2, 4, 12, 10), rng)
+    left = (a.forward(image).conj() * kspace).sum()
+    right = (image.conj() * a.adjoint(kspace)).sum()
+    assert abs(left - right) < 1e-5 * abs(left)
+
+
+def test_full_sampling_is_the_identity():
+    a = operator(True)
+    full = SenseOperator(torch.ones_like(a.mask), a.sens_maps)
+    image = complex_noise((2, 12, 10), generator(2))
+    assert (full.normal(image) - image).abs().max() < 1e-5
+
+
+def test_row_matrices_are_the_normal_operator_of_a_line_mask():
+    a = operator(True)
+    image = complex_noise((2, 12, 10), generator(3))
+    by_rows = (a.row_matrices @ image[..., None])[..., 0]
+    assert (by_rows - a.normal(image)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("factorised", [True, False])
+@pytest.mark.parametrize("lines", [True, False])
+def test_solve_inverts_the_shifted_normal_operator(lines, factorised):
+    a = operator(lines)
+    if factorised:
+        a.factorise()
+    assert a.is_line_mask == lines
+    rhs, shift = complex_noise((2, 12, 10), generator(4)), torch.tensor([0.006, 0.3])
+    x = a.solve(rhs, shift, tolerance=1e-6)
+    back = a.normal(x) + shift[:, None, None] * x
+    assert (back - rhs).abs().max() < 1e-4 * rhs.abs().max()
+
+
+def test_conjugate_gradients_start_where_told_and_say_when_they_fail():
+    diagonal = torch.logspace(-6, 0, 40, dtype=torch.float64)[None]
+    rhs = torch.ones(1, 40, dtype=torch.float64)
+    solution = rhs / diagonal
+    assert torch.equal(conjugate_gradients(lambda x: diagonal * x, rhs, start=solution), solution)
+    with pytest.raises(ArithmeticError, match="relative residual"):
+        conjugate_gradients(lambda x: diagonal * x, rhs, max_iterations=5)
