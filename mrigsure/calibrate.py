@@ -5,6 +5,7 @@ A trained network's Jacobian understates its error, most of all in fine detail, 
 held-out lines with the draws' variance, correct, repeat. No truth is used.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,35 +14,52 @@ from mrigsure.posterior import Denoise, PixelSpectrumSpread
 from mrigsure.scan import Scan
 from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 
-ITERATIONS = 5
+NEUTRAL = (1.0,) * BANDS
 _LEAST, _MOST = 0.25, 16.0
+_STEP = 2.5  # most that one iteration changes a factor by
 
 
 def calibrate_spread(
-    denoise: Denoise, scans: Sequence[Scan], sigmas: Tensor, *, seed: int, device="cpu"
+    denoise: Denoise,
+    scans: Sequence[Scan],
+    sigmas: Tensor,
+    *,
+    seed: int,
+    start: tuple[float, ...] = NEUTRAL,
+    iterations: int = 4,
+    device="cpu",
 ) -> tuple[tuple[float, ...], HeldOutFigures]:
     """The factor on R per band whose z^2 came nearest to 1, and the figures that it gave.
 
     scans   scans that training did not use
     sigmas  the levels of the draws
+    start   the factors to begin with, one per band
     """
-    bands = (1.0,) * BANDS
-    tried = []
-    for _ in range(ITERATIONS):
+    bands, tried = start, []
+    for _ in range(iterations):
         figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
         tried.append((_distance(figures), bands, figures))
         bands = tuple(
-            band if need is None else min(max(band * min(max(need, 0.4), 2.5) ** _trust(signal), _LEAST), _MOST)
-            for band, need, signal in zip(bands, figures.spread_needed, figures.signal, strict=True)
+            min(max(band * factor, _LEAST), _MOST) for band, factor in zip(bands, _corrections(figures), strict=True)
         )
     _, bands, figures = min(tried, key=lambda entry: entry[0])
     return bands, figures
 
 
-def _trust(signal):
-    """How far a band's correction goes: hardly at all where the data is all noise."""
-    signal = max(signal, 0.0)
-    return 0.8 * signal / (signal + 0.5)
+def _corrections(figures):
+    """A factor per band: the lacking spread where the data speaks, that of the bands beside where it is all noise."""
+    logs, trusts = [], []
+    for need, signal in zip(figures.spread_needed, figures.signal, strict=True):
+        signal = max(signal or 0.0, 0.0)
+        trusts.append(signal**2 / (signal**2 + 0.25))
+        logs.append(math.log(min(max(need or 1.0, 1 / _STEP), _STEP)))
+    factors = []
+    for band in range(len(logs)):
+        weights = [trust * math.exp(-2 * abs(band - other)) for other, trust in enumerate(trusts)]
+        total = sum(weights)
+        mean = sum(w * log for w, log in zip(weights, logs, strict=True)) / max(total, 1e-12)
+        factors.append(math.exp(0.8 * mean) if total > 1e-3 else 1.0)
+    return factors
 
 
 def _distance(figures):

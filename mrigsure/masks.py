@@ -4,11 +4,14 @@ Line patterns give a mask of shape (W,), phase encoding along the last axis as i
 The random, equispaced and magic patterns are fastmri's own mask functions, so the same seed gives the same mask.
 """
 
+import contextlib
+
 import numpy as np
 
 LINE_PATTERNS = ("random", "equispaced", "magic", "gaussian")
 PATTERNS = ("full", *LINE_PATTERNS, "poisson")
-_POISSON_DRAWS = 48
+_POISSON_DRAWS = 16
+_POISSON_ATTEMPTS = 8
 
 
 def make_mask(
@@ -78,17 +81,21 @@ def sampling_density(
 def ensemble_density(masks: np.ndarray) -> np.ndarray:
     """p(k) of scans acquired undersampled: the mean of their masks (scans, ...), float32.
 
-    With few scans the mean is coarse: samples not always taken are pooled with their neighbours (a window of 5).
+    With few scans the mean is coarse, and a sample that all of them took is no proof of p = 1: outside the fully
+    sampled centre, samples are pooled with their neighbours (a window of 5).
     """
     density = masks.mean(axis=0, dtype=np.float64)
     if len(masks) >= 64:
         return density.astype(np.float32)
     from scipy.ndimage import uniform_filter
 
-    free = (density < 1) & acquired_support(masks.any(axis=0))
+    plane = np.atleast_2d(masks.all(axis=0))
+    center = np.zeros(plane.shape, bool)
+    _block(center, *calibration_region(plane, plane.shape))[...] = True
+    free = acquired_support(masks.any(axis=0)) & ~center.reshape(density.shape)
     weight = uniform_filter(free.astype(float), 5, mode="constant")
     pooled = uniform_filter(np.where(free, density, 0.0), 5, mode="constant") / np.maximum(weight, 1e-9)
-    return np.where(free, np.maximum(pooled, 1e-3), density).astype(np.float32)
+    return np.where(free, np.clip(pooled, 1e-3, 1), density).astype(np.float32)
 
 
 def acquired_support(mask: np.ndarray) -> np.ndarray:
@@ -189,10 +196,13 @@ def _poisson(shape, acceleration, center_fraction, seed):
     calibration = [max(2, round(n * center_fraction)) for n in shape]
     state = np.random.get_state()  # sigpy seeds and draws from NumPy's global generator
     try:
-        mask = sigpy.mri.poisson(shape, acceleration, calib=calibration, dtype=np.float32, seed=seed)
+        for attempt in range(_POISSON_ATTEMPTS):  # for some seeds sigpy's search never meets the acceleration
+            with contextlib.suppress(ValueError):
+                other = (seed + attempt * 2**20) % 2**32
+                return sigpy.mri.poisson(shape, acceleration, calib=calibration, seed=other) != 0
     finally:
         np.random.set_state(state)
-    return mask > 0
+    raise ValueError(f"no Poisson disc of acceleration {acceleration:g} was found in a matrix of {shape}")
 
 
 def _ring_average(density):

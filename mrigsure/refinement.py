@@ -1,8 +1,8 @@
 """The E-step of refinement: posterior draws of every training scan, as persistent chains (docs/method.md, section 6).
 
 A chain is a scan's current draw. The first round draws from sigma_max; every later round adds noise of 2 sigma_data to
-the chain and draws from there with few levels. R is scalar here, slightly too wide: of the two errors the safe one,
-since a spread below the truth's is compounded by every round.
+the chain and draws from there with few levels. A spread below the truth's is compounded by every round, so each round
+draws with an R that was calibrated on held-out lines just before (calibrate.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrigsure.diffusion import sigma_schedule
-from mrigsure.posterior import Denoise, ScalarSpread, draw
+from mrigsure.posterior import Denoise, Spread, draw
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
@@ -25,6 +25,7 @@ def update_chains(
     indices: Sequence[int],
     chains: dict[int, Tensor],
     *,
+    spread: Spread,
     levels: int,
     sigma_max: float,
     sigma_min: float,
@@ -47,7 +48,6 @@ def update_chains(
             part = members[start : start + batch_size]
             rng = generator(seed, "chains", round_number, part[0], device=device)
             batch = collate([scans[i] for i in part]).to(device)
-            batch.operator.factorise()
             state = None
             if has_chain:
                 current = torch.stack([chains[i] for i in part]).to(device)
@@ -57,7 +57,7 @@ def update_chains(
                 RESTART_SIGMA if has_chain else sigma_max,
                 sigma_min,
             )
-            drawn = draw(denoise, batch, sigmas, spread=ScalarSpread(), generator=rng, start=state)
+            drawn = draw(denoise, batch, sigmas, spread=spread, generator=rng, start=state)
             for index, image in zip(part, drawn.cpu(), strict=True):
                 chains[index] = image.clone()
             done += len(part)

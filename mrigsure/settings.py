@@ -1,11 +1,14 @@
 """The options of every subcommand, as plain dataclasses: what --help, YAML files and recorded parameters are made of.
 
 Free of torch, so that `mrigsure --help` is quick. The first sentence of each docstring is the subcommand's help, and
-each `Args` line is its option's help.
+each `Args` line is its option's help. A value out of its range is an InputError as soon as the settings are made.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from mrigsure.errors import InputError
 
 Pattern = Literal["full", "random", "equispaced", "magic", "gaussian", "poisson"]
 
@@ -42,6 +45,13 @@ class SimulateSettings:
     truth: str | None = None
     seed: int = 0
 
+    def __post_init__(self):
+        _within(self, 1, "volumes", "slices", "coils", "acceleration")
+        _within(self, 8, "matrix")
+        _within(self, 0, "center_fraction", most=1)
+        _within(self, 0, "noise", "seed")
+        _rising(self, "coils", "noise")
+
 
 @dataclass(frozen=True)
 class PrepareSettings:
@@ -70,6 +80,11 @@ class PrepareSettings:
     seed: int = 0
     keep_target: bool = False
     overwrite: bool = False
+
+    def __post_init__(self):
+        _within(self, 1, "acceleration", "calibration")
+        _within(self, 0, "center_fraction", most=1)
+        _within(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,12 @@ class TrainSettings:
     precision: Literal["no", "bf16"] = "no"
     seed: int = 0
 
+    def __post_init__(self):
+        _within(self, 1, "round_steps", "round_levels", "batch_size", "channels", "validation_scans")
+        _within(self, 0, "steps", "rounds", "round_scans", "checkpoint_minutes", "seconds", "threads", "seed")
+        _within(self, 0, "learning_rate", "ema", "delta", "validation", most=1)
+        _within(self, 1, "sigma_max")
+
 
 @dataclass(frozen=True)
 class SampleSettings:
@@ -150,6 +171,12 @@ class SampleSettings:
     levels: int = 40
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+
+    def __post_init__(self):
+        _within(self, 1, "count")
+        _within(self, 4, "levels")
+        _within(self, 8, "matrix")
+        _within(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -182,6 +209,11 @@ class ReconstructSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
+    def __post_init__(self):
+        _within(self, 1, "samples", "batch")
+        _within(self, 2, "levels")
+        _within(self, 0, "seed")
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -189,7 +221,7 @@ class EvaluateSettings:
 
     Args:
         reconstructions: reconstruction files or folders
-        truth: folder or file of the truth, matched by file name: simulate's --truth files, or prepared files with a target
+        truth: folder or file of the truth, matched by name: files of simulate --truth, or prepared ones with a target
         out: JSON file for the figures; without it they are only printed
     """
 
@@ -222,3 +254,24 @@ class DemoSettings:
     out: str = "demo"
     smallest: bool = False
     seed: int = 0
+
+    def __post_init__(self):
+        _within(self, 0, "seed")
+
+
+def _within(settings, least: float, *names: str, most: float = math.inf) -> None:
+    """Every number of these fields lies in [least, most]."""
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
+        if not all(least <= number <= most for number in numbers):
+            span = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise InputError(name, " ".join(map(str, numbers)), span)
+
+
+def _rising(settings, *names: str) -> None:
+    """The pair of each of these fields is (least, largest)."""
+    for name in names:
+        low, high = getattr(settings, name)
+        if low > high:
+            raise InputError(name, f"{low} {high}", "the least and then the largest")

@@ -1,8 +1,8 @@
 """Training a prior on prepared scans: held-out split GSURE, then rounds of expectation-maximisation.
 
     round 0          `steps` updates of objectives.split_gsure on perturb-and-solve inputs
-    round 1, 2, ...  E: new posterior draws of the training scans (refinement.py); M: `round_steps` updates of plain
-                     denoising on them
+    round 1, 2, ...  E: new posterior draws of the training scans (refinement.py), their spread calibrated on held-out
+                     lines at the end of the round before; M: `round_steps` updates of plain denoising on them
 
 Weights and optimiser stay warm from round to round. Every update's random numbers come from (seed, round, step) alone, so
 that a run that was killed goes on from its checkpoint to the very bits it would have reached.
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mrigsure
 from mrigsure.archive import Archive, open_archive
-from mrigsure.calibrate import calibrate_spread
+from mrigsure.calibrate import NEUTRAL, calibrate_spread
 from mrigsure.card import model_card
 from mrigsure.denoiser import Denoiser, DenoiserConfig, load_prior, save_prior
 from mrigsure.devices import pick_device
@@ -29,7 +29,7 @@ from mrigsure.diffusion import draw_sigma, lowest_solve_sigma, sigma_schedule
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.files import atomic
 from mrigsure.objectives import denoising, split_gsure
-from mrigsure.posterior import ScalarSpread
+from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread
 from mrigsure.progress import Meter, say
 from mrigsure.refinement import update_chains
 from mrigsure.scan import SIGMA_DATA, collate
@@ -40,6 +40,7 @@ from mrigsure.validation import held_out_figures
 CHECKPOINT = "checkpoint.pt"
 _WARMUP = 100  # updates until the learning rate is reached
 _VALIDATION_LEVELS = 8
+_EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
 _MAY_CHANGE = ("prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads")
 
 
@@ -91,6 +92,7 @@ class Trainer:
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
         self.lowest = self._lowest_sigma(0)
+        self.bands = NEUTRAL
         self.started = self.saved = time.monotonic()
 
     def run(self) -> Path:
@@ -102,6 +104,7 @@ class Trainer:
             self._updates()
             if self._out_of_time():
                 break
+            self._calibrate()
             self.round, self.step = self.round + 1, 0
             self.save_checkpoint()
         self._finish()
@@ -171,6 +174,7 @@ class Trainer:
             self.archive.scans,
             indices,
             self.chains,
+            spread=PixelSpectrumSpread(self.bands),
             levels=self.settings.round_levels,
             sigma_max=self.settings.sigma_max,
             sigma_min=self._lowest_sigma(self.round - 1),
@@ -190,35 +194,36 @@ class Trainer:
         return lowest_solve_sigma(least) if round_number == 0 else least / 4
 
     def _validate_now(self, total) -> bool:
-        if self.round:
-            return self.step == total
-        early = self.step in (25, 50, 100, 200, 400)
-        return early or self.step == total or self.step % max(total // 8, 1) == 0
+        return not self.round and (self.step in _EARLY_FIGURES or self.step % max(total // 8, 1) == 0)
 
     def _scans_for_figures(self):
         pool = self.archive.validation
         stride = max(1, len(pool) // self.settings.validation_scans)
         return [self.archive.scans[i] for i in pool[::stride][: self.settings.validation_scans]]
 
-    def _sigmas(self, levels):
-        return sigma_schedule(levels, self.settings.sigma_max, self.lowest)
-
     def _validate(self, loss):
+        """The truth-free figures on the way, with the cheap scalar spread."""
         figures = held_out_figures(
             self.average.module,
             self._scans_for_figures(),
-            self._sigmas(_VALIDATION_LEVELS),
+            sigma_schedule(_VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
             spread=ScalarSpread(),
             seed=self.settings.seed,
             device=self.device,
         )
-        self.history.append(
-            {"round": self.round, "step": self.updates, "loss": float(f"{loss:.4g}"), **figures.as_dict()}
+        self._record(figures, loss)
+
+    def _calibrate(self):
+        """At a round's end: calibrate the spread of the draws, which gives the figures too, and check their power."""
+        self.bands, figures = calibrate_spread(
+            self.average.module,
+            self._scans_for_figures(),
+            sigma_schedule(2 * _VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
+            seed=self.settings.seed,
+            start=self.bands,
+            device=self.device,
         )
-        say(
-            f"  update {self.updates}: held-out residual [bold]{figures.residual:.4f}[/bold], z\u00b2 {figures.z2:.2f}, "
-            f"power {' '.join('-' if p is None else f'{p:.2f}' for p in figures.power)}"
-        )
+        self._record(figures, None, bands=[round(band, 3) for band in self.bands])
         if self.round and figures.collapsed():
             warnings.warn(
                 f"round {self.round}: the draws' power fell below 0.9 of the data's in radial bands "
@@ -227,23 +232,23 @@ class Trainer:
                 stacklevel=2,
             )
 
-    def _finish(self):
-        scans = self._scans_for_figures()
-        say("calibrating the spread of posterior draws on held-out lines")
-        bands, figures = calibrate_spread(
-            self.average.module,
-            scans,
-            self._sigmas(2 * _VALIDATION_LEVELS),
-            seed=self.settings.seed,
-            device=self.device,
+    def _record(self, figures, loss, **more):
+        loss = None if loss is None else float(f"{loss:.4g}")
+        self.history.append({"round": self.round, "step": self.updates, "loss": loss, **more, **figures.as_dict()})
+        power = " ".join("-" if p is None else f"{p:.2f}" for p in figures.power)
+        say(
+            f"  update {self.updates}: residual [bold]{figures.residual:.4f}[/bold] on held-out lines, "
+            f"z\u00b2 {figures.z2:.2f}, power by band {power}"
         )
-        if not self.history:
-            self.history.append({"round": self.round, "step": self.updates, "loss": None, **figures.as_dict()})
+
+    def _finish(self):
+        if not self.history or "bands" not in self.history[-1]:
+            self._calibrate()
         config = DenoiserConfig(
             channels=tuple(self.settings.channels),
             sigma_min=self.lowest,
             sigma_max=self.settings.sigma_max,
-            spread=tuple(round(band, 4) for band in bands),
+            spread=tuple(round(band, 4) for band in self.bands),
         )
         training = {
             "version": mrigsure.__version__,
@@ -252,11 +257,11 @@ class Trainer:
             "updates": self.updates,
             "rounds": min(self.round, self.settings.rounds),
             "history": self.history,
-            "calibrated": figures.as_dict(),
         }
         card = model_card(self.folder.name, training)
         save_prior(self.folder, self.average.module.state_dict(), config, training, card)
-        say(f"prior in {self.folder}: residual {figures.residual:.4f}, z\u00b2 {figures.z2:.2f} on held-out lines")
+        last = self.history[-1]
+        say(f"prior in {self.folder}: residual {last['residual']:.4f}, z\u00b2 {last['z2']:.2f} on held-out lines")
 
     def save_checkpoint(self):
         """Everything that `load_checkpoint` needs; tensors and plain numbers only, so that weights_only can load it."""
@@ -268,6 +273,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "position": [self.round, self.step, self.updates],
             "lowest": self.lowest,
+            "bands": list(self.bands),
             "history": json.dumps(self.history),
             "chains": self.chains,
         }
@@ -293,6 +299,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.round, self.step, self.updates = state["position"]
         self.lowest = state["lowest"]
+        self.bands = tuple(state["bands"])
         self.history = json.loads(state["history"])
         self.chains = {int(index): image.cpu() for index, image in state["chains"].items()}
         say(f"resumed at round {self.round}, update {self.updates}")

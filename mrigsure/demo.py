@@ -1,0 +1,266 @@
+"""`mrigsure demo`: the whole path once, on simulated scans for training and on real ones for reconstruction.
+
+1. simulate undersampled scans, prepare them, train a small prior on them for a minute
+2. prepare the real scans that ship: one fully sampled and masked at R = 4 and 8, one acquired undersampled
+3. reconstruct each with the shipped prior and with the baselines
+4. a table, a picture and the files
+
+The scan without a truth is judged by samples that were held out of every method's input alike.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mrigsure.denoiser import Prior, load_prior
+from mrigsure.progress import say, status_table, track
+from mrigsure.scan import Scan, ScanSet, read_prepared
+from mrigsure.seeds import generator
+from mrigsure.settings import DemoSettings, PrepareSettings, SimulateSettings, TrainSettings
+
+METHODS = {"zero-filled": "zero-filled", "cg-sense": "CG-SENSE", "l1-wavelet": "L1-wavelet", "posterior": "mrigsure"}
+_FULL, _UNDERSAMPLED = "brain_16ch.h5", "brain_8ch_poisson.h5"
+_CENTER_FRACTION = {4: 12 / 128, 8: 8 / 128}
+_HELD_OUT = 0.15  # share of the free samples
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything the demo does.
+
+    steps    updates of the small prior, at most `seconds` long
+    rates    accelerations of the fully sampled scan
+    real     whether the scan acquired undersampled is reconstructed too
+    samples  posterior draws
+    levels   of a draw, at two network evaluations each
+    """
+
+    volumes: int
+    steps: int
+    seconds: float
+    channels: tuple[int, ...]
+    rates: tuple[int, ...]
+    real: bool
+    samples: int
+    levels: int
+
+
+FULL = Effort(
+    volumes=32, steps=240, seconds=60, channels=(16, 32, 48), rates=(4, 8), real=True, samples=6, levels=14
+)
+SMALLEST = Effort(volumes=12, steps=16, seconds=10, channels=(8, 16, 32), rates=(4,), real=False, samples=2, levels=6)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one scan; figures that need what the scan lacks are None. Images in raw units."""
+
+    case: str
+    method: str
+    image: np.ndarray
+    std: np.ndarray | None
+    record: dict
+    psnr: float | None = None
+    ssim: float | None = None
+    residual: float | None = None
+    z_squared: float | None = None
+
+    @property
+    def merit(self) -> float:
+        """Larger is better: PSNR, or the held-out residual where there is no truth."""
+        return -self.residual if self.psnr is None else self.psnr
+
+
+def demo(settings: DemoSettings) -> Path:
+    """Run the demo and return its folder, with demo.png and the reconstructions."""
+    started = time.monotonic()
+    out, effort = Path(settings.out), SMALLEST if settings.smallest else FULL
+    _train_small_prior(out / "training", effort, settings.seed)
+    cases = _prepare_real_scans(out / "scans", effort, settings.seed)
+    prior = load_prior()
+    say(f"\n[bold]3/4  Reconstructing[/] with the shipped prior ({_fingerprint(prior)}) and the baselines")
+    jobs = [(case, scan, method) for case, scan in cases.items() for method in METHODS]
+    rows = [_row(*job, prior, effort, settings.seed) for job in track(jobs, "reconstructing")]
+    say("\n[bold]4/4  The result[/]")
+    _write(out, cases, rows)
+    _print_table(rows)
+    for case in cases:
+        say(_verdict([row for row in rows if row.case == case]))
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    say(f"\n{minutes} min {seconds} s. Picture: [bold]{out / 'demo.png'}[/], files: {out / 'reconstructions'}")
+    return out
+
+
+def _train_small_prior(folder, effort, seed):
+    """Simulate, prepare, train; says the truth-free figure at the start and at the end."""
+    from data_prep.prepare import prepare
+    from mrigsure.simulate import simulate
+    from mrigsure.training import CHECKPOINT, train
+
+    say(f"[bold]1/4  Training a small prior for {effort.seconds:g} s[/] on simulated scans, all undersampled and noisy")
+    raw, prepared, prior = (str(folder / name) for name in ("raw", "prepared", "prior"))
+    simulate(
+        SimulateSettings(
+            out=raw, volumes=effort.volumes, slices=1, matrix=64, coils=(4, 8), center_fraction=0.125, seed=seed
+        )
+    )
+    prepare(PrepareSettings(raw=[raw], out=prepared, seed=seed))
+    Path(prior, CHECKPOINT).unlink(missing_ok=True)  # of a demo run before in the same folder
+    train(
+        TrainSettings(
+            prepared=[prepared],
+            out=prior,
+            steps=effort.steps,
+            rounds=0,
+            seconds=effort.seconds,
+            channels=effort.channels,
+            validation=0.25,
+            validation_scans=4,
+            batch_size=4,
+            ema=0.98,
+            seed=seed,
+        )
+    )
+    history = json.loads(Path(prior, "training.json").read_text())["history"]
+    first, last = history[0], history[-1]
+    say(
+        f"Error on held-out lines, no truth needed: [bold]{first['residual']:.3f}[/] after {first['step']} updates, "
+        f"[bold]{last['residual']:.3f}[/] after {last['step']}. No clean image was on disk."
+    )
+
+
+def _prepare_real_scans(folder, effort, seed) -> dict[str, Scan]:
+    """Title -> scan, of the real scans that ship."""
+    from data_prep.prepare import prepare
+
+    say("\n[bold]2/4  Preparing real scans[/]: in-vivo brains, 3 T")
+    shipped = files("mrigsure") / "data" / "scans"
+    cases = {}
+    for rate in effort.rates:
+        options = {"pattern": "random", "acceleration": rate, "center_fraction": _CENTER_FRACTION[rate]}
+        target = folder / f"masked_R{rate}"
+        prepare(PrepareSettings(raw=[str(shipped / _FULL)], out=str(target), seed=seed, keep_target=True, **options))
+        cases[f"16 coils, R = {rate}"] = read_prepared(target / _FULL, target=True).scan(0, Path(_FULL).stem)
+    if effort.real:
+        target = folder / "as_acquired"
+        prepare(PrepareSettings(raw=[str(shipped / _UNDERSAMPLED)], out=str(target), seed=seed))
+        scan = ScanSet([target / _UNDERSAMPLED])[0]
+        cases[f"8 coils, acquired at R = {scan.acceleration:.1f}"] = scan
+    return cases
+
+
+def _row(case, scan, method, prior, effort, seed) -> Row:
+    from recon.baselines import baseline
+    from recon.metrics import psnr, ssim, z_squared
+    from recon.reconstruct import reconstruct_scans
+
+    def reconstruct(part, keep_samples=False):
+        options = {"samples": effort.samples, "levels": effort.levels, "batch": effort.samples, "seed": seed}
+        return reconstruct_scans([part], method, prior, name=case, keep_samples=keep_samples, **options)
+
+    if scan.target is not None:
+        made = reconstruct(scan)
+        image, target = made.image[0], scan.target.numpy() / scan.scale
+        figures = {"psnr": psnr(abs(image), abs(target)), "ssim": ssim(abs(image), abs(target))}
+        if made.std is not None:
+            figures["z_squared"] = z_squared(image, target, made.std[0], effort.samples)
+        return Row(case, method, image, None if made.std is None else made.std[0], made.record, **figures)
+    kept = scan.held_out(_HELD_OUT, generator(seed, "held out", case))
+    judged = reconstruct(kept, keep_samples=True)
+    figures = _held_out_figures(scan, kept, judged)
+    if method == "posterior":
+        made = reconstruct(scan)
+        return Row(case, method, made.image[0], made.std[0], made.record, **figures)
+    image = baseline(method, scan, judged.record.get("lambda", 0.0)) / scan.scale
+    return Row(case, method, image.numpy(), None, judged.record | {"acceleration": scan.acceleration}, **figures)
+
+
+def _held_out_figures(scan, kept, judged):
+    """Relative error on the samples that are in `scan` and not in `kept`, noise taken off; with draws z^2 too."""
+    operator = scan.batch().operator
+    held = (scan.mask - kept.mask).bool().expand(scan.kspace.shape)
+
+    def predict(image):
+        return operator.coil_kspace(scan.scale * torch.from_numpy(image)[None])[0][held]
+
+    measured, noise = scan.kspace[held], 2 * scan.noise_std**2 * int(held.sum())
+    error = float((measured - predict(judged.image[0])).abs().square().sum())
+    figures = {"residual": (error - noise) / (float(measured.abs().square().sum()) - noise)}
+    if judged.samples is not None:
+        draws = torch.stack([predict(image) for image in judged.samples[0]])
+        variance = float(draws.var(0).sum()) * (1 + 1 / len(draws))
+        figures["z_squared"] = error / (noise + variance)
+    return figures
+
+
+def _write(out, cases, rows):
+    """demo.png and a file a reconstruction."""
+    from recon.figures import Case, comparison
+    from recon.reconstruction import Reconstruction, write_reconstruction
+
+    pictures = []
+    for case, scan in cases.items():
+        mine = [row for row in rows if row.case == case]
+        for row in mine:
+            name = f"{case} {row.method}".replace(", ", " ").replace(" = ", "").replace(" ", "_")
+            std = None if row.std is None else row.std[None]
+            made = Reconstruction(row.image[None], std, None, row.record)
+            write_reconstruction(out / "reconstructions" / f"{name}.h5", made)
+        truth = None if scan.target is None else scan.target.numpy() / scan.scale
+        captions = {METHODS[r.method]: f"held-out error {r.residual:.3f}" for r in mine if r.residual is not None}
+        images = {METHODS[row.method]: row.image for row in mine}
+        pictures.append(Case(case, images, truth, mine[-1].std, captions))
+    comparison(out / "demo.png", pictures)
+
+
+def _print_table(rows):
+    best = {case: max((r for r in rows if r.case == case), key=lambda r: r.merit) for case in {r.case for r in rows}}
+    cells, before = [], None
+    for row in rows:
+        figures = [_number(row.psnr, 1), _number(row.ssim, 3), _number(row.residual, 3), _number(row.z_squared, 2)]
+        if row is best[row.case]:
+            figures = [f"[bold]{text}[/]" for text in figures]
+        cells.append(["" if row.case == before else row.case, METHODS[row.method], *_origin(row.record), *figures])
+        before = row.case
+    columns = ("scan", "method", "prior", "lambda", "PSNR dB", "SSIM", "held-out error", "z\u00b2")
+    status_table(cells, columns)
+    say(
+        "[dim]PSNR and SSIM against the SENSE image of all lines, whose own noise counts as error. held-out error: "
+        f"share of the signal's energy missed on {_HELD_OUT:.0%} of the samples, kept from every method. "
+        "z\u00b2: squared error over announced variance, 1 is right. Bold: best of its scan.[/]"
+    )
+
+
+def _origin(record):
+    """The prior, and the lambda and how it was chosen."""
+    if "prior" in record:
+        return f"{record['prior']} {record['prior_sha256'][:8]}, mean of {record['samples']}", "none"
+    if record["lambda_chosen_by"] == "no lambda":
+        return "none", "none"
+    return "none", f"{record['lambda']:.2g} by {record['lambda_chosen_by']}"
+
+
+def _verdict(rows):
+    """A sentence on how the prior did on one scan, whoever won."""
+    ours = next(row for row in rows if row.method == "posterior")
+    rival = max((row for row in rows if row is not ours), key=lambda row: row.merit)
+    won = ours.merit > rival.merit
+    if ours.psnr is not None:
+        gap = f"by {abs(ours.psnr - rival.psnr):.1f} dB"
+    else:
+        gap = f"({ours.residual:.3f} against {rival.residual:.3f} of the held-out energy missed)"
+    verb = "[green]wins over[/]" if won else "[yellow]loses to[/]"
+    return f"{ours.case}: the shipped prior {verb} {METHODS[rival.method]}, the best without a prior, {gap}."
+
+
+def _number(value, digits):
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _fingerprint(prior: Prior):
+    return f"{prior.name} {prior.sha256[:8]}"
