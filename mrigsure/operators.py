@@ -85,12 +85,19 @@ class SenseOperator:
 
 
 def conjugate_gradients(
-    operator, rhs: Tensor, *, start: Tensor | None = None, tolerance: float = 1e-5, max_iterations: int = 500
+    operator,
+    rhs: Tensor,
+    *,
+    start: Tensor | None = None,
+    precondition=lambda residual: residual,
+    tolerance: float = 1e-5,
+    max_iterations: int = 500,
 ) -> Tensor:
     """Solve `operator(x) = rhs` for a batch of Hermitian positive-definite systems, each to its own relative residual.
 
     rhs (batch, ...), complex or real. A system that has converged stands still while the others go on.
-    Raises ArithmeticError when `max_iterations` do not reach the tolerance.
+    `precondition` approximates the operator's inverse. Raises ArithmeticError when `max_iterations` do not reach the
+    tolerance.
     """
     dims = tuple(range(1, rhs.ndim))
 
@@ -99,19 +106,20 @@ def conjugate_gradients(
 
     x = torch.zeros_like(rhs) if start is None else start.clone()
     residual = rhs - operator(x) if start is not None else rhs.clone()
-    direction = residual.clone()
-    energy = inner(residual, residual)
     target = tolerance**2 * inner(rhs, rhs)
+    direction = precondition(residual).clone()
+    energy = inner(residual, direction)
+    tiny = torch.finfo(energy.dtype).tiny
     for _ in range(max_iterations):
-        active = energy > target
+        active = inner(residual, residual) > target
         if not active.any():
             return x
         image = operator(direction)
-        curvature = inner(direction, image)
-        step = torch.where(active, energy / curvature.clamp_min(torch.finfo(curvature.dtype).tiny), 0.0)
+        step = torch.where(active, energy / inner(direction, image).clamp_min(tiny), 0.0)
         x += step * direction
         residual -= step * image
-        previous, energy = energy, inner(residual, residual)
-        direction = residual + torch.where(active, energy / previous, 0.0) * direction
-    worst = float((energy / inner(rhs, rhs)).max().sqrt())
+        preconditioned = precondition(residual)
+        previous, energy = energy, inner(residual, preconditioned)
+        direction = preconditioned + torch.where(active, energy / previous.clamp_min(tiny), 0.0) * direction
+    worst = float((inner(residual, residual) / inner(rhs, rhs)).max().sqrt())
     raise ArithmeticError(f"conjugate gradients: relative residual {worst:.1e} after {max_iterations} steps")

@@ -28,7 +28,7 @@ from mrigsure.seeds import complex_noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
-_TOLERANCE = 1e-3  # of a level's solve, whose condition is about 1 + R / sigma0^2
+_TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 
 
 class Factor(Protocol):
@@ -36,6 +36,10 @@ class Factor(Protocol):
 
     def apply(self, image: Tensor) -> Tensor: ...
     def adjoint(self, image: Tensor) -> Tensor: ...
+
+    def preconditioner(self, operator: SenseOperator, precision: Tensor) -> Callable[[Tensor], Tensor]:
+        """An approximate inverse of L^H T L precision + 1."""
+        return lambda image: image
 
 
 Spread = Callable[[Denoise, Tensor, Tensor, float, torch.Generator], Factor]
@@ -133,11 +137,12 @@ def solve_level(
     def system(w):
         return precision * factor.adjoint(operator.normal(factor.apply(w))) + w
 
-    return x0 + factor.apply(conjugate_gradients(system, rhs, tolerance=_TOLERANCE))
+    precondition = factor.preconditioner(operator, precision)
+    return x0 + factor.apply(conjugate_gradients(system, rhs, precondition=precondition, tolerance=_TOLERANCE))
 
 
 @dataclass(frozen=True)
-class ScalarFactor:
+class ScalarFactor(Factor):
     """L = r."""
 
     variance: float
@@ -145,7 +150,8 @@ class ScalarFactor:
     def apply(self, image):
         return self.variance**0.5 * image
 
-    adjoint = apply
+    def adjoint(self, image):
+        return self.variance**0.5 * image
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class ScalarSpread:
 
 
 @dataclass(frozen=True)
-class PixelSpectrumFactor:
+class PixelSpectrumFactor(Factor):
     """L = D^1/2 F^H e^1/2 F, from deviation = D^1/2 (batch, H, W) and amplitude = e^1/2 (batch, H, W)."""
 
     deviation: Tensor
@@ -170,6 +176,11 @@ class PixelSpectrumFactor:
 
     def adjoint(self, image):
         return ifft2c(self.amplitude * fft2c(self.deviation * image))
+
+    def preconditioner(self, operator, precision):
+        """Smooth coils blur the mask, T ~ F^H blur(M) F; with D ~ 1 the system is then diagonal in k-space."""
+        inverse = 1 / (1 + precision * blur(operator.mask[:, 0]).clamp_min(0) * self.amplitude**2)
+        return lambda image: ifft2c(inverse * fft2c(image))
 
 
 @dataclass(frozen=True)
@@ -187,10 +198,10 @@ class PixelSpectrumSpread:
         step = _PROBE_STEP * sigma
         response = (denoise(x + step * probe, torch.full(x.shape[:1], sigma, device=x.device)) - x0) / step
         local = blur((probe.conj() * response).real / 2)
-        mean = local.mean((1, 2), keepdim=True).clamp_min(1e-4)
-        relative = (local / mean).clamp(0.02, 50.0)
+        relative = (local / local.mean((1, 2), keepdim=True).clamp_min(1e-6)).clamp(0.1, 10.0)
         relative = relative / relative.mean((1, 2), keepdim=True)
-        spectrum = ring_average((fft2c(probe).conj() * fft2c(response)).real / 2).clamp_min(1e-3)
+        least = 1e-2 * SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)  # a noisy probe's estimate may fall below 0
+        spectrum = ring_average((fft2c(probe).conj() * fft2c(response)).real / 2).clamp(least, 1.0)
         spectrum = sigma**2 * spectrum * interpolate_bands(self.bands, x.shape[-2:], x.device)
         return PixelSpectrumFactor(relative.sqrt(), spectrum.sqrt())
 

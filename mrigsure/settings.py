@@ -94,7 +94,7 @@ class TrainSettings:
     Args:
         prepared: prepared files or folders
         out: folder of the prior
-        steps: updates of the first stage, held-out split GSURE on perturb-and-solve inputs
+        steps: updates of the first stage, held-out split GSURE on perturb-and-solve inputs; may be 0 with --init-from
         rounds: refinement rounds (expectation-maximisation) after the first stage
         round_steps: updates in each round
         round_scans: scans drawn anew in each round; 0 means all

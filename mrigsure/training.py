@@ -75,6 +75,7 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)  # the network's initial weights
         model = Denoiser(settings.channels)
+        self.lowest, self.bands = lowest_solve_sigma(archive.record["noise_std"][0]), NEUTRAL
         if settings.init_from:
             start = load_prior(settings.init_from)
             if start.config.channels != tuple(settings.channels):
@@ -82,6 +83,7 @@ class Trainer:
                     settings.init_from, f"channels {start.config.channels}", f"channels {tuple(settings.channels)}"
                 )
             model.load_state_dict(start.denoiser.state_dict())
+            self.lowest, self.bands = min(self.lowest, start.config.sigma_min), start.config.spread
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(
@@ -91,8 +93,6 @@ class Trainer:
         self.round, self.step, self.updates = 0, 0, 0
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
-        self.lowest = self._lowest_sigma(0)
-        self.bands = NEUTRAL
         self.started = self.saved = time.monotonic()
 
     def run(self) -> Path:
@@ -104,7 +104,8 @@ class Trainer:
             self._updates()
             if self._out_of_time():
                 break
-            self._calibrate()
+            if self.updates:
+                self._calibrate()
             self.round, self.step = self.round + 1, 0
             self.save_checkpoint()
         self._finish()
@@ -177,7 +178,7 @@ class Trainer:
             spread=PixelSpectrumSpread(self.bands),
             levels=self.settings.round_levels,
             sigma_max=self.settings.sigma_max,
-            sigma_min=self._lowest_sigma(self.round - 1),
+            sigma_min=self.lowest,
             seed=self.settings.seed,
             round_number=self.round,
             batch_size=self.settings.batch_size,
@@ -186,12 +187,8 @@ class Trainer:
         with Meter(f"round {self.round}, drawing", len(indices)) as meter:
             for done in progress:
                 meter.update(done)
-        self.lowest = self._lowest_sigma(self.round)
-
-    def _lowest_sigma(self, round_number: int) -> float:
-        """Where the prior is defined after a round: the solve's limit at first, a quarter of sigma0 once refined."""
-        least = self.archive.record["noise_std"][0]
-        return lowest_solve_sigma(least) if round_number == 0 else least / 4
+        # once refined, the prior is defined below the data's noise; a quarter of it is as far as a draw needs to go
+        self.lowest = min(self.lowest, self.archive.record["noise_std"][0] / 4)
 
     def _validate_now(self, total) -> bool:
         return not self.round and (self.step in _EARLY_FIGURES or self.step % max(total // 8, 1) == 0)
@@ -338,7 +335,7 @@ def _warm_average(decay):
 
 def _check(settings):
     limits = {
-        "batch_size": (1, None), "steps": (1, None), "rounds": (0, None), "round_steps": (1, None),
+        "batch_size": (1, None), "steps": (0 if settings.init_from else 1, None), "rounds": (0, None), "round_steps": (1, None),
         "round_levels": (2, None), "validation_scans": (1, None), "delta": (0, 0.95), "ema": (0, 1),
         "sigma_max": (1, None),
     }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import fft2c, ifft2c
-from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw
+from mrigsure.posterior import Factor, PixelSpectrumSpread, ScalarSpread, draw
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import complex_noise, generator
 
@@ -35,13 +35,13 @@ class GaussianPrior:
     def exact_spread(self, denoise, x, x0, sigma, rng):
         prior, amplitude = self, (sigma**2 * self.values / (self.values + sigma**2)).sqrt()
 
-        class Factor:
+        class ExactFactor(Factor):
             def apply(self, image):
                 return prior.filter(amplitude, image)
 
             adjoint = apply
 
-        return Factor()
+        return ExactFactor()
 
     def sample(self, count, rng):
         return self.filter(self.values.sqrt(), complex_noise((count, self.size, self.size), rng, torch.complex128))

@@ -121,3 +121,14 @@ def test_held_out_lines_are_whole_and_never_of_the_calibration_region(volume):
     assert kept.sum() < batch.mask.sum()
     assert (kept[batch.density == 1] == batch.mask[batch.density == 1]).all()
     assert torch.equal(kept_lines(batch.mask, batch.density, torch.tensor([0.0]), generator(0)), batch.mask)
+
+
+def test_a_scan_holds_out_the_share_asked_for_and_at_least_one_line(volume):
+    scan = volume.scan(0)
+    free = int(((scan.mask[0] > 0) & (scan.density[0] < 1)).sum())
+    for fraction, expected in ((0.0, 1), (1.0, free)):
+        kept = scan.held_out(fraction, generator(1))
+        assert int(scan.mask[0].sum() - kept.mask[0].sum()) == expected
+        assert torch.equal(kept.kspace, scan.kspace * kept.mask)
+    full = replace(scan, mask=torch.ones_like(scan.mask), density=torch.ones_like(scan.mask))
+    assert full.held_out(0.5, generator(2)).mask[0, 6] == 1, "the centre of a full scan stays"

@@ -1,0 +1,55 @@
+"""Is a scan like those that the prior was trained on? Where it is far from them, a warning with the figures."""
+
+import warnings
+
+import numpy as np
+import torch
+
+from mrigsure.denoiser import Prior
+from mrigsure.errors import ScanWarning
+from mrigsure.fourier import center_crop
+from mrigsure.masks import calibration_region
+from mrigsure.scan import Scan
+
+NOISE_FACTOR = 2.0  # outside of the range in training
+SIGNAL_FACTOR = 1.5  # off sigma_data
+MATRIX_FACTOR = 1.5  # above the largest matrix in training
+_BODY = 0.15  # of the 99th percentile of the low-resolution magnitude
+_LOW_RESOLUTION = (6, 24)  # least and largest side, in samples, of the block that the image is made of
+
+
+def warn_if_unlike_training(scan: Scan, prior: Prior) -> None:
+    """ScanWarning for noise, scale or matrix size far outside of what the prior saw; the figures are in it."""
+    for message in _differences(scan, prior):
+        warnings.warn(f"{scan.name}: {message}", ScanWarning, stacklevel=2)
+
+
+def body_std(scan: Scan) -> float:
+    """sqrt(mean |x|^2 / 2) inside the body of the low-resolution SENSE image, in the scan's units.
+
+    `mrigsure prepare` scales scans such that this is sigma_data.
+    """
+    region = calibration_region(scan.mask.numpy(), scan.shape)
+    block = tuple(int(np.clip(size, *_LOW_RESOLUTION)) for size in region)
+    centre = torch.zeros(scan.shape)
+    center_crop(centre, block)[...] = 1
+    batch = scan.batch()
+    magnitude = batch.operator.adjoint(batch.kspace * centre)[0].abs()
+    body = magnitude > _BODY * magnitude.flatten().quantile(0.99)
+    return float((magnitude[body].square().mean() / 2).sqrt())
+
+
+def _differences(scan, prior):
+    seen = prior.training.get("archive", {})
+    if "noise_std" in seen:
+        low, high = seen["noise_std"]
+        if not low / NOISE_FACTOR <= scan.noise_std <= high * NOISE_FACTOR:
+            yield f"noise {scan.noise_std:.3g} per real part; prior {prior.name} saw {low:.3g} to {high:.3g}"
+    signal, expected = body_std(scan), prior.config.sigma_data
+    if not expected / SIGNAL_FACTOR <= signal <= expected * SIGNAL_FACTOR:
+        yield f"signal {signal:.3g} (standard deviation inside the body); prior {prior.name} expects {expected:.3g}"
+    if "matrix" in seen:
+        height, width = (max(sizes) for sizes in zip(*seen["matrix"], strict=True))
+        if scan.shape[0] > MATRIX_FACTOR * height or scan.shape[1] > MATRIX_FACTOR * width:
+            matrix = "{} x {}".format(*scan.shape)
+            yield f"matrix {matrix}; prior {prior.name} saw at most {height} x {width} in training"
