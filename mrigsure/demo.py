@@ -49,7 +49,7 @@ class Effort:
     levels: int
 
 
-FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=6, levels=14)
+FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=4, levels=12)
 SMALLEST = Effort(volumes=12, steps=32, seconds=8, rates=(4,), real=False, samples=2, levels=6)
 
 
@@ -268,7 +268,7 @@ def _verdict(rows):
     if ours.psnr is not None:
         gap = f"by {abs(ours.psnr - rival.psnr):.1f} dB"
     else:
-        gap = f"({ours.residual:.3f} against {rival.residual:.3f} of the held-out energy missed)"
+        gap = f"with {ours.residual:.3f} against {rival.residual:.3f} of the held-out energy missed"
     verb = "[green]wins over[/]" if won else "[yellow]loses to[/]"
     return f"{ours.case}: the shipped prior {verb} {METHODS[rival.method]}, the best without a prior, {gap}."
 

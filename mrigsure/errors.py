@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """Bad input, said in one line: the file, what was found, what was expected. The command line exits with status 2."""
+    """Bad input, said in one line: the file, what was found, what was expected. The command exits with status 2."""
 
     def __init__(self, where, found: str, expected: str):
         super().__init__(f"{where}: found {found}; expected {expected}")

@@ -1,8 +1,7 @@
 """Can an archive teach a prior? The spectrum of the ensemble's normal operator (docs/method.md, section 5).
 
-N = E[S^H F^H P F S], with P = p(k) the sampling density: a mode with eigenvalue near 0 is never measured by any scan. It is
-the coils included that decide: with 8 coils and one fixed R = 2 mask half of the lines are never sampled, and yet every
-mode is seen.
+N = E[S^H F^H P F S], with P = p(k) the sampling density: a mode with eigenvalue near 0 is measured by no scan. Lines
+alone do not decide: with 8 coils and one fixed R = 2 mask half of them are never sampled, and yet every mode is seen.
 """
 
 from collections.abc import Sequence
@@ -68,8 +67,8 @@ def refuse_unidentifiable(volumes: Sequence[VolumeFacts], where) -> None:
             unit = "lines" if dimensions == 1 else "points"
             raise InputError(
                 where,
-                f"{missing} of {support.sum()} k-space {unit} ({missing / support.sum():.0%} of the modes) that none of "
-                f"its {len(masks)} single-coil masks ever sampled",
+                f"{missing} of {support.sum()} k-space {unit} ({missing / support.sum():.0%} of the modes) that none "
+                f"of its {len(masks)} single-coil masks ever sampled",
                 "masks that together cover the acquired k-space (vary the mask from scan to scan)",
             )
 

@@ -194,14 +194,14 @@ def _poisson(shape, acceleration, center_fraction, seed):
     import sigpy.mri
 
     calibration = [max(2, round(n * center_fraction)) for n in shape]
-    state = np.random.get_state()  # sigpy seeds and draws from NumPy's global generator
+    state = np.random.get_state()  # noqa: NPY002 (sigpy draws from NumPy's global one)
     try:
         for attempt in range(_POISSON_ATTEMPTS):  # for some seeds sigpy's search never meets the acceleration
             with contextlib.suppress(ValueError):
                 other = (seed + attempt * 2**20) % 2**32
                 return sigpy.mri.poisson(shape, acceleration, calib=calibration, seed=other) != 0
     finally:
-        np.random.set_state(state)
+        np.random.set_state(state)  # noqa: NPY002
     raise ValueError(f"no Poisson disc of acceleration {acceleration:g} was found in a matrix of {shape}")
 
 

@@ -92,12 +92,13 @@ def conjugate_gradients(
     precondition=lambda residual: residual,
     tolerance: float = 1e-5,
     max_iterations: int = 500,
+    strict: bool = True,
 ) -> Tensor:
     """Solve `operator(x) = rhs` for a batch of Hermitian positive-definite systems, each to its own relative residual.
 
     rhs (batch, ...), complex or real. A system that has converged stands still while the others go on.
-    `precondition` approximates the operator's inverse. Raises ArithmeticError when `max_iterations` do not reach the
-    tolerance.
+    `precondition` approximates the operator's inverse. Where `max_iterations` do not reach the tolerance, raises
+    ArithmeticError, or, if not `strict`, returns how far they came.
     """
     dims = tuple(range(1, rhs.ndim))
 
@@ -121,5 +122,7 @@ def conjugate_gradients(
         preconditioned = precondition(residual)
         previous, energy = energy, inner(residual, preconditioned)
         direction = preconditioned + torch.where(active, energy / previous.clamp_min(tiny), 0.0) * direction
+    if not strict:
+        return x
     worst = float((inner(residual, residual) / inner(rhs, rhs)).max().sqrt())
     raise ArithmeticError(f"conjugate gradients: relative residual {worst:.1e} after {max_iterations} steps")

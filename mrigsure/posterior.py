@@ -6,8 +6,8 @@ From x = sigma_max n, for each level sigma_k of a falling schedule
     xh = argmin_v || A v - (y + sigma0 n1) ||^2 / sigma0^2 + || v - x0 - R^1/2 n2 ||^2_{R^-1}
     x  = xh + sigma_{k+1} (sqrt(1 - eta^2) (x - xh) / sigma_k + eta n)
 
-The two perturbations make xh a draw from the Gaussian approximation of p(x | x_sigma, y); with R = sigma^2 J it is exact
-for Gaussian priors. The last level returns the solve's mean. With R = L L^H the solve is xh = x0 + L w,
+The two perturbations make xh a draw from the Gaussian approximation of p(x | x_sigma, y); with R = sigma^2 J it is
+exact for Gaussian priors. The last level returns the solve's mean. With R = L L^H the solve is xh = x0 + L w,
 
     (L^H T L / sigma0^2 + 1) w = L^H A^H (y + sigma0 n1 - A x0) / sigma0^2 + n2.
 """
@@ -28,6 +28,7 @@ from mrigsure.seeds import complex_noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
+_MOST_ITERATIONS = 60  # at high levels a barely trained prior's R can be wild; the lower levels mend what is left
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 
 
@@ -70,9 +71,9 @@ def posterior_samples(
     for items in order.split(chunk):
         part = ScanBatch(*(getattr(batch, key)[items] for key in batch.__dataclass_fields__))
 
-        def report(level, size=len(items), before=done):
+        def report(level, items=items, before=done):
             if progress:
-                progress(2 * (before + size * level), 2 * levels * len(order))
+                progress(2 * (before + len(items) * level), 2 * levels * len(order))
 
         images.append(draw(prior.denoise, part, sigmas, spread=spread, generator=generator, after_level=report))
         done += levels * len(items)
@@ -138,7 +139,8 @@ def solve_level(
         return precision * factor.adjoint(operator.normal(factor.apply(w))) + w
 
     precondition = factor.preconditioner(operator, precision)
-    return x0 + factor.apply(conjugate_gradients(system, rhs, precondition=precondition, tolerance=_TOLERANCE))
+    limits = {"tolerance": _TOLERANCE, "max_iterations": _MOST_ITERATIONS, "strict": False}
+    return x0 + factor.apply(conjugate_gradients(system, rhs, precondition=precondition, **limits))
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,15 @@ class Meter:
             meter.update(12, loss=0.31, residual=1.08, rate="9.1 scans/s")
 
     Figures are numbers or ready text; those not given anew keep their last value, and nan is not shown. `every` is
-    the number of seconds between plain lines; `keep` leaves the finished bar on the terminal.
+    the number of seconds between plain lines; `keep` leaves the finished bar on the terminal; `done` was done before,
+    and does not count for the time left.
     """
 
-    def __init__(self, description: str, total: int | None = None, *, every: float = 15.0, keep: bool = True):
+    def __init__(
+        self, description: str, total: int | None = None, *, done: int = 0, every: float = 15.0, keep: bool = True
+    ):
         self.description, self.total, self.every, self.keep = description, total, every, keep
-        self.done, self.figures = 0, {}
+        self.done, self._before, self.figures = done, done, {}
         self._bar, self._last = None, None  # the live bar; what the last plain line counted
 
     def __enter__(self) -> "Meter":
@@ -65,7 +68,7 @@ class Meter:
         if _console().is_terminal:
             self._bar = _bar(_console(), transient=not self.keep)
             self._bar.start()
-            self._task = self._bar.add_task(self.description, total=self.total, figures="")
+            self._task = self._bar.add_task(self.description, total=self.total, completed=self.done, figures="")
         return self
 
     def update(self, done: int, **figures: float | str) -> None:
@@ -92,8 +95,8 @@ class Meter:
         self._printed, self._last, elapsed = now, self.done, now - self._start
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         parts = [f"{self.description}: {count}", self._figures(), f"{_clock(elapsed)} elapsed"]
-        if self.total and 0 < self.done < self.total:
-            parts.append(f"{_clock(elapsed * (self.total - self.done) / self.done)} left")
+        if self.total and self._before < self.done < self.total:
+            parts.append(f"{_clock(elapsed * (self.total - self.done) / (self.done - self._before))} left")
         _console().print("  ".join(filter(None, parts)), soft_wrap=True, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""Unconditional samples of a prior: the same chain as in posterior.py with no measurement, so that xh = x0."""
+"""Unconditional samples of a prior: the probability-flow equation, from noise to image, with no measurement."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mrigsure.settings import SampleSettings
 
 
 def sample_prior(prior: Prior, shape: tuple[int, int, int], levels: int, rng: torch.Generator) -> Tensor:
-    """Images (count, H, W), complex64: Heun's second-order steps down a rho = 7 schedule (Karras et al. 2022, alg. 1)."""
+    """Images (count, H, W), complex64: Heun's steps down a rho = 7 schedule (Karras et al. 2022, algorithm 1)."""
     sigmas = sigma_schedule(max(levels // 2, 2), prior.config.sigma_max, prior.config.sigma_min).tolist()
     x = sigmas[0] * complex_noise(shape, rng)
 

@@ -266,7 +266,7 @@ def _within(settings, least: float, *names: str, most: float = math.inf) -> None
         numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
         if not all(least <= number <= most for number in numbers):
             span = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise InputError(name, " ".join(map(str, numbers)), span)
+            raise InputError(_option(name), " ".join(map(str, numbers)), span)
 
 
 def _rising(settings, *names: str) -> None:
@@ -274,4 +274,8 @@ def _rising(settings, *names: str) -> None:
     for name in names:
         low, high = getattr(settings, name)
         if low > high:
-            raise InputError(name, f"{low} {high}", "the least and then the largest")
+            raise InputError(_option(name), f"{low} {high}", "the least and then the largest")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -4,8 +4,8 @@
     round 1, 2, ...  E: new posterior draws of the training scans (refinement.py), their spread calibrated on held-out
                      lines at the end of the round before; M: `round_steps` updates of plain denoising on them
 
-Weights and optimiser stay warm from round to round. Every update's random numbers come from (seed, round, step) alone, so
-that a run that was killed goes on from its checkpoint to the very bits it would have reached.
+Weights and optimiser stay warm from round to round. Every update's random numbers come from (seed, round, step) alone,
+so that a run that was killed goes on from its checkpoint to the very bits it would have reached.
 """
 
 import json
@@ -40,6 +40,7 @@ from mrigsure.validation import held_out_figures
 CHECKPOINT = "checkpoint.pt"
 _WARMUP = 100  # updates until the learning rate is reached
 _VALIDATION_LEVELS = 8
+_CALIBRATION_LEVELS = 12
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
 _MAY_CHANGE = ("prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads")
 
@@ -47,8 +48,8 @@ _MAY_CHANGE = ("prepared", "out", "steps", "rounds", "seconds", "checkpoint_minu
 def train(settings: TrainSettings) -> Path:
     """Run the whole training and return the prior's folder.
 
-    Raises InputError for unusable scans or settings, an archive that cannot teach a prior, or a checkpoint that was made
-    with other settings.
+    Raises InputError for unusable scans or settings, an archive that cannot teach a prior, or a checkpoint that was
+    made with other settings.
     """
     _check(settings)
     if settings.threads:
@@ -114,7 +115,7 @@ class Trainer:
     def _updates(self):
         total = self.settings.round_steps if self.round else self.settings.steps
         label = f"round {self.round}" if self.round else "split GSURE"
-        with ThreadPoolExecutor(1) as reader, Meter(label, total) as meter:
+        with ThreadPoolExecutor(1) as reader, Meter(label, total, done=self.step) as meter:
             loss_mean, mark, seen = None, time.monotonic(), 0
             following = reader.submit(self._batch, self.step)
             while self.step < total and not self._out_of_time():
@@ -215,7 +216,7 @@ class Trainer:
         self.bands, figures = calibrate_spread(
             self.average.module,
             self._scans_for_figures(),
-            sigma_schedule(2 * _VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
+            sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
             seed=self.settings.seed,
             start=self.bands,
             device=self.device,
@@ -335,9 +336,9 @@ def _warm_average(decay):
 
 def _check(settings):
     limits = {
-        "batch_size": (1, None), "steps": (0 if settings.init_from else 1, None), "rounds": (0, None), "round_steps": (1, None),
-        "round_levels": (2, None), "validation_scans": (1, None), "delta": (0, 0.95), "ema": (0, 1),
-        "sigma_max": (1, None),
+        "steps": (0 if settings.init_from else 1, None), "batch_size": (1, None), "rounds": (0, None),
+        "round_steps": (1, None), "round_scans": (0, None), "round_levels": (2, None), "delta": (0, 0.95),
+        "ema": (0, 1), "sigma_max": (1, None), "validation": (0, 0.9), "validation_scans": (1, None),
     }  # fmt: skip
     for key, (least, most) in limits.items():
         value = getattr(settings, key)
@@ -358,8 +359,9 @@ def _portable(settings) -> dict:
 def _summary(record):
     low, high = record["noise_std"]
     least, most = record["acceleration"]
+    few, many = record["coils"]
     return (
         f"{record['scans']} scans to learn from, {record['validation_scans']} held apart; "
-        f"R {least:.2g} to {most:.2g}, {record['coils'][0]} to {record['coils'][1]} coils, noise {low:.3g} to {high:.3g}; "
+        f"R {least:.2g} to {most:.2g}, {few} to {many} coils, noise {low:.2g} to {high:.2g}; "
         f"smallest eigenvalue of E[A^H A] {record['smallest_eigenvalue']:.3g}"
     )

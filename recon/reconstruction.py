@@ -1,12 +1,12 @@
 """Reconstruction, the images of one prepared file in the raw file's units, and the file that holds them.
 
-    reconstruction           float32 (slices, H, W), magnitude; the name that fastMRI's evaluation reads
-    reconstruction_complex   complex64 (slices, H, W); its phase is that of the sensitivity maps
-    std                      float32 (slices, H, W), posterior draws only
-    samples                  complex64 (slices, samples, H, W), on request
-    attributes               method, acceleration, seed, scan, scan_sha256, version, parameters (JSON)
-      of posterior draws     prior, prior_sha256, samples, levels, nfe (network evaluations a draw)
-      of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
+reconstruction           float32 (slices, H, W), magnitude; the name that fastMRI's evaluation reads
+reconstruction_complex   complex64 (slices, H, W); its phase is that of the sensitivity maps
+std                      float32 (slices, H, W), posterior draws only
+samples                  complex64 (slices, samples, H, W), on request
+attributes               method, acceleration, seed, scan, scan_sha256, version, parameters (JSON)
+  of posterior draws     prior, prior_sha256, samples, levels, nfe (network evaluations a draw)
+  of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
 """
 
 import json

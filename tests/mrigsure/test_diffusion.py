@@ -27,7 +27,7 @@ def sense(batch, size=SIZE, coils=COILS, lines=True, dtype=torch.float64, rate=4
 
 
 def responses(diffuse, sigma, monkeypatch):
-    """x_sigma's dense response to the data's noise and to every noise drawn inside, and the target's to the first two."""
+    """Dense responses of x_sigma to the data's noise and to every noise drawn inside; the target's to the first two."""
     kspace_size, image_size = COILS * SIZE**2, SIZE**2
     basis = {
         "kspace": torch.eye(kspace_size, dtype=torch.complex128).reshape(-1, COILS, SIZE, SIZE),

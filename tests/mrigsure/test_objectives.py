@@ -96,9 +96,7 @@ def test_split_gsure_is_the_true_risk_up_to_a_constant():
     def risk(denoise):
         rng = generator(6)
         kept = kept_lines(batch.mask, batch.density, delta, rng)
-        x_sigma, _ = perturb_and_solve(
-            SenseOperator(kept, batch.sens_maps), batch.kspace, sigma, batch.sigma0, rng
-        )
+        x_sigma, _ = perturb_and_solve(SenseOperator(kept, batch.sens_maps), batch.kspace, sigma, batch.sigma0, rng)
         error = batch.operator.coil_kspace(denoise(x_sigma, sigma) - image) * (batch.mask / batch.density).sqrt()
         return error.abs().square().sum((1, 2, 3)) / (2 * SIZE**2)
 

@@ -132,7 +132,7 @@ def test_scalar_spread_is_a_little_too_wide():
 
 
 def test_gaussian_expectation_maximisation_with_our_e_step_reaches_the_prior():
-    """24 rounds of persistent chains on single-coil scans, R = 3, from a white start; the M-step fits a radial spectrum.
+    """24 rounds of persistent chains on single-coil scans, R = 3, from a white start; the M-step fits a spectrum.
 
     The fitted prior reconstructs new scans within 0.1 dB of the true one, and keeps the high frequencies' variance.
     """
