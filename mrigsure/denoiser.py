@@ -82,7 +82,10 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Prior:
-    """A trained denoiser with all that posterior sampling needs to know of it."""
+    """A trained denoiser with all that posterior sampling needs to know of it.
+
+    sha256 is that of config.json and model.safetensors, one after the other.
+    """
 
     denoiser: Denoiser
     config: DenoiserConfig
@@ -122,7 +125,8 @@ def load_prior(folder=None, device="cpu") -> Prior:
     if missing:
         raise InputError(folder, f"no {' and no '.join(missing)}", "the folder of a prior made by `mrigsure train`")
     try:
-        fields = json.loads((folder / "config.json").read_text())
+        settings = (folder / "config.json").read_bytes()
+        fields = json.loads(settings)
         if fields.pop("format") != FORMAT:
             raise ValueError("another format version")
         config = DenoiserConfig(**{key: _tuple(value) for key, value in fields.items()})
@@ -138,7 +142,7 @@ def load_prior(folder=None, device="cpu") -> Prior:
         config=config,
         training=training,
         name=SHIPPED if shipped else folder.name,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=hashlib.sha256(settings + content).hexdigest(),
     )
 
 

@@ -90,7 +90,7 @@ def choose_lambda(method: str, scan: Scan, generator: torch.Generator) -> Lambda
     operator = scan.batch().operator
     energy, floor = np.zeros(len(grid)), 0.0
     for _ in range(_DRAWS):
-        kept = _hold_out(scan, generator) if can_hold_out else scan
+        kept = scan.held_out(_HELD_OUT, generator) if can_hold_out else scan
         noise = torch.view_as_complex(torch.randn(*scan.kspace.shape, 2, generator=generator)) * kept.mask
         noised = replace(kept, kspace=kept.kspace + _ALPHA * scan.noise_std * noise)
         compared = scan.kspace - scan.noise_std / _ALPHA * noise  # independent of `noised`
@@ -113,14 +113,6 @@ def best_lambda_with_truth(method: str, scan: Scan, target: Tensor) -> LambdaCho
     truth = target.abs()
     energy = [float((image.abs() - truth).square().sum()) for image in _along_grid(method, scan, grid)]
     return _choice(grid, np.array(energy) / float(truth.square().sum()), "truth")
-
-
-def _hold_out(scan, generator):
-    """Draw until at least one line is missing: at high acceleration only a handful may be."""
-    while True:
-        kept = scan.held_out(_HELD_OUT, generator)
-        if not torch.equal(kept.mask, scan.mask):
-            return kept
 
 
 def _along_grid(method, scan, grid):

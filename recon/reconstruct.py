@@ -172,7 +172,7 @@ def _parameters(settings, prior):
     if prior is None:
         return parameters
     chosen = {key: getattr(settings, key) for key in ("samples", "levels", "keep_samples", "batch")}
-    return parameters | chosen | {"prior_sha256": prior.sha256, "spread": prior.config.spread}
+    return parameters | chosen | {"prior_sha256": prior.sha256}
 
 
 def _is_done(output, record):
