@@ -92,6 +92,7 @@ class Trainer:
         )
         self.average.requires_grad_(False)
         self.round, self.step, self.updates = 0, 0, 0
+        self.loss = 0.0  # of this round, smoothed
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
         self.started = self.saved = time.monotonic()
@@ -116,18 +117,18 @@ class Trainer:
         total = self.settings.round_steps if self.round else self.settings.steps
         label = f"round {self.round}" if self.round else "split GSURE"
         with ThreadPoolExecutor(1) as reader, Meter(label, total, done=self.step) as meter:
-            loss_mean, mark, seen = None, time.monotonic(), 0
+            mark, seen = time.monotonic(), 0
             following = reader.submit(self._batch, self.step)
             while self.step < total and not self._out_of_time():
                 batch, following = following.result(), reader.submit(self._batch, self.step + 1)
                 loss = self._update(*batch)
                 self.step, self.updates, seen = self.step + 1, self.updates + 1, seen + self.settings.batch_size
-                loss_mean = loss if loss_mean is None else 0.98 * loss_mean + 0.02 * loss
+                self.loss = loss if self.step == 1 else 0.98 * self.loss + 0.02 * loss
                 if self._validate_now(total):
-                    self._validate(loss_mean)
+                    self._validate()
                 rate = seen / (time.monotonic() - mark)
                 residual = self.history[-1]["residual"] if self.history else float("nan")
-                meter.update(self.step, loss=loss_mean, residual=residual, rate=f"{rate:.1f} scans/s")
+                meter.update(self.step, loss=self.loss, residual=residual, rate=f"{rate:.1f} scans/s")
                 if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
                     self.save_checkpoint()
 
@@ -199,7 +200,7 @@ class Trainer:
         stride = max(1, len(pool) // self.settings.validation_scans)
         return [self.archive.scans[i] for i in pool[::stride][: self.settings.validation_scans]]
 
-    def _validate(self, loss):
+    def _validate(self):
         """The truth-free figures on the way, with the cheap scalar spread."""
         figures = held_out_figures(
             self.average.module,
@@ -209,7 +210,7 @@ class Trainer:
             seed=self.settings.seed,
             device=self.device,
         )
-        self._record(figures, loss)
+        self._record(figures, loss=float(f"{self.loss:.4g}"))
 
     def _calibrate(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too, and check their power."""
@@ -221,7 +222,7 @@ class Trainer:
             start=self.bands,
             device=self.device,
         )
-        self._record(figures, None, bands=[round(band, 3) for band in self.bands])
+        self._record(figures, bands=[round(band, 3) for band in self.bands])
         if self.round and figures.collapsed():
             warnings.warn(
                 f"round {self.round}: the draws' power fell below 0.9 of the data's in radial bands "
@@ -230,9 +231,8 @@ class Trainer:
                 stacklevel=2,
             )
 
-    def _record(self, figures, loss, **more):
-        loss = None if loss is None else float(f"{loss:.4g}")
-        self.history.append({"round": self.round, "step": self.updates, "loss": loss, **more, **figures.as_dict()})
+    def _record(self, figures, **more):
+        self.history.append({"round": self.round, "step": self.updates, **more, **figures.as_dict()})
         power = " ".join("-" if p is None else f"{p:.2f}" for p in figures.power)
         say(
             f"  update {self.updates}: residual [bold]{figures.residual:.4f}[/bold] on held-out lines, "
@@ -270,7 +270,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": [self.round, self.step, self.updates],
-            "lowest": self.lowest,
+            "figures": [self.lowest, self.loss],
             "bands": list(self.bands),
             "history": json.dumps(self.history),
             "chains": self.chains,
@@ -296,7 +296,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.round, self.step, self.updates = state["position"]
-        self.lowest = state["lowest"]
+        self.lowest, self.loss = state["figures"]
         self.bands = tuple(state["bands"])
         self.history = json.loads(state["history"])
         self.chains = {int(index): image.cpu() for index, image in state["chains"].items()}

@@ -1,14 +1,9 @@
 import numpy as np
 import pytest
+from raw_formats import write_cfl
 
 from data_prep.readers import raw_files, read_raw
 from mrigsure.errors import InputError
-
-
-def write_cfl(path, array, dims):
-    """As BART does: sizes in text, samples in column-major order."""
-    path.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, dims))} \n")
-    array.reshape(dims, order="F").astype(np.complex64).ravel(order="F").tofile(path.with_suffix(".cfl"))
 
 
 @pytest.mark.parametrize("suffix", [".cfl", ".hdr"])
