@@ -10,6 +10,7 @@ The scan without a truth is judged by samples that were held out of every method
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -77,12 +78,13 @@ def demo(settings: DemoSettings) -> Path:
     """Run the demo and return its folder, with demo.png and the reconstructions."""
     started = time.monotonic()
     out, effort = Path(settings.out), SMALLEST if settings.smallest else FULL
-    _train_small_prior(out / "training", effort, settings.seed)
-    cases = _prepare_real_scans(out / "scans", effort, settings.seed)
     prior = load_prior()
-    say(f"\n[bold]3/4  Reconstructing[/] with the shipped prior ({_fingerprint(prior)}) and the baselines")
-    jobs = [(case, scan, method) for case, scan in cases.items() for method in METHODS]
-    rows = [_row(*job, prior, effort, settings.seed) for job in track(jobs, "reconstructing")]
+    with _one_thread():
+        _train_small_prior(out / "training", effort, settings.seed)
+        cases = _prepare_real_scans(out / "scans", effort, settings.seed)
+        say(f"\n[bold]3/4  Reconstructing[/] with the shipped prior ({_fingerprint(prior)}) and the baselines")
+        jobs = [(case, scan, method) for case, scan in cases.items() for method in METHODS]
+        rows = [_row(*job, prior, effort, settings.seed) for job in track(jobs, "reconstructing")]
     say("\n[bold]4/4  The result[/]")
     _write(out, cases, rows)
     _print_table(rows)
@@ -91,6 +93,17 @@ def demo(settings: DemoSettings) -> Path:
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     say(f"\n{minutes} min {seconds} s. Picture: [bold]{out / 'demo.png'}[/], files: {out / 'reconstructions'}")
     return out
+
+
+@contextmanager
+def _one_thread():
+    """On a machine that does something else too, two threads that wait for each other are slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train_small_prior(folder, effort, seed):
@@ -108,7 +121,6 @@ def _train_small_prior(folder, effort, seed):
     )
     prepare(PrepareSettings(raw=[raw], out=prepared, seed=seed))
     Path(prior, CHECKPOINT).unlink(missing_ok=True)  # of a demo run before in the same folder
-    threads = torch.get_num_threads()
     train(
         TrainSettings(
             prepared=[prepared],
@@ -122,11 +134,9 @@ def _train_small_prior(folder, effort, seed):
             ema=0.98,
             validation=0.25,
             validation_scans=3,
-            threads=1,  # images this small gain little from a second thread, and lose all to a busy neighbour
             seed=seed,
         )
     )
-    torch.set_num_threads(threads)
     history = json.loads(Path(prior, "training.json").read_text())["history"]
     alike = [entry for entry in history if "bands" not in entry]  # before the spread was calibrated
     if len(alike) < 2:
@@ -155,37 +165,31 @@ def _prepare_real_scans(folder, effort, seed) -> dict[str, Scan]:
         target = folder / "as_acquired"
         prepare(PrepareSettings(raw=[str(shipped / _UNDERSAMPLED)], out=str(target), seed=seed))
         scan = ScanSet([target / _UNDERSAMPLED])[0]
-        cases[f"8 coils, acquired at R = {scan.acceleration:.1f}"] = scan
+        cases[f"8 coils, acquired at R = {scan.acceleration:.0f}, {_HELD_OUT:.0%} held out"] = scan
     return cases
 
 
 def _row(case, scan, method, prior, effort, seed) -> Row:
-    from recon.baselines import baseline
+    """Reconstruct, and judge by the truth or else by samples held out of the reconstruction."""
     from recon.metrics import psnr, ssim, z_squared
     from recon.reconstruct import reconstruct_scans
 
-    def reconstruct(part, keep_samples=False):
-        options = {"samples": effort.samples, "levels": effort.levels, "batch": effort.samples, "seed": seed}
-        return reconstruct_scans([part], method, prior, name=case, keep_samples=keep_samples, **options)
-
-    if scan.target is not None:
-        made = reconstruct(scan)
-        image, target = made.image[0], scan.target.numpy() / scan.scale
-        figures = {"psnr": psnr(abs(image), abs(target)), "ssim": ssim(abs(image), abs(target))}
-        if made.std is not None:
-            figures["z_squared"] = z_squared(image, target, made.std[0], effort.samples)
-        return Row(case, method, image, None if made.std is None else made.std[0], made.record, **figures)
-    kept = scan.held_out(_HELD_OUT, generator(seed, "held out", case))
-    judged = reconstruct(kept, keep_samples=True)
-    figures = _held_out_figures(scan, kept, judged)
-    if method == "posterior":
-        made = reconstruct(scan)
-        return Row(case, method, made.image[0], made.std[0], made.record, **figures)
-    image = baseline(method, scan, judged.record.get("lambda", 0.0)) / scan.scale
-    return Row(case, method, image.numpy(), None, judged.record | {"acceleration": scan.acceleration}, **figures)
+    kept = scan
+    if scan.target is None:
+        kept = scan.held_out(_HELD_OUT, generator(seed, "held out", case))
+    options = {"samples": effort.samples, "levels": effort.levels, "batch": effort.samples, "seed": seed}
+    made = reconstruct_scans([kept], method, prior, name=case, keep_samples=True, **options)
+    image, std = made.image[0], None if made.std is None else made.std[0]
+    if scan.target is None:
+        return Row(case, method, image, std, made.record, **_held_out_figures(scan, kept, made))
+    target = scan.target.numpy() / scan.scale
+    figures = {"psnr": psnr(abs(image), abs(target)), "ssim": ssim(abs(image), abs(target))}
+    if std is not None:
+        figures["z_squared"] = z_squared(image, target, std, effort.samples)
+    return Row(case, method, image, std, made.record, **figures)
 
 
-def _held_out_figures(scan, kept, judged):
+def _held_out_figures(scan, kept, made):
     """Relative error on the samples that are in `scan` and not in `kept`, noise taken off; with draws z^2 too."""
     operator = scan.batch().operator
     held = (scan.mask - kept.mask).bool().expand(scan.kspace.shape)
@@ -194,10 +198,10 @@ def _held_out_figures(scan, kept, judged):
         return operator.coil_kspace(scan.scale * torch.from_numpy(image)[None])[0][held]
 
     measured, noise = scan.kspace[held], 2 * scan.noise_std**2 * int(held.sum())
-    error = float((measured - predict(judged.image[0])).abs().square().sum())
+    error = float((measured - predict(made.image[0])).abs().square().sum())
     figures = {"residual": (error - noise) / (float(measured.abs().square().sum()) - noise)}
-    if judged.samples is not None:
-        draws = torch.stack([predict(image) for image in judged.samples[0]])
+    if made.samples is not None:
+        draws = torch.stack([predict(image) for image in made.samples[0]])
         variance = float(draws.var(0).sum()) * (1 + 1 / len(draws))
         figures["z_squared"] = error / (noise + variance)
     return figures
@@ -212,7 +216,7 @@ def _write(out, cases, rows):
     for case, scan in cases.items():
         mine = [row for row in rows if row.case == case]
         for row in mine:
-            name = f"{case} {row.method}".replace(", ", " ").replace(" = ", "").replace(" ", "_")
+            name = f"{case} {row.method}".replace(",", "").replace("%", "").replace(" = ", "").replace(" ", "_")
             std = None if row.std is None else row.std[None]
             made = Reconstruction(row.image[None], std, None, row.record)
             write_reconstruction(out / "reconstructions" / f"{name}.h5", made)
