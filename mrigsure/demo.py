@@ -165,7 +165,7 @@ def _prepare_real_scans(folder, effort, seed) -> dict[str, Scan]:
         target = folder / "as_acquired"
         prepare(PrepareSettings(raw=[str(shipped / _UNDERSAMPLED)], out=str(target), seed=seed))
         scan = ScanSet([target / _UNDERSAMPLED])[0]
-        cases[f"8 coils, acquired at R = {scan.acceleration:.0f}, {_HELD_OUT:.0%} held out"] = scan
+        cases[f"8 coils, acquired at R = {scan.acceleration:.0f}"] = scan
     return cases
 
 
@@ -216,7 +216,7 @@ def _write(out, cases, rows):
     for case, scan in cases.items():
         mine = [row for row in rows if row.case == case]
         for row in mine:
-            name = f"{case} {row.method}".replace(",", "").replace("%", "").replace(" = ", "").replace(" ", "_")
+            name = f"{case} {row.method}".replace(",", "").replace(" = ", "").replace(" ", "_")
             std = None if row.std is None else row.std[None]
             made = Reconstruction(row.image[None], std, None, row.record)
             write_reconstruction(out / "reconstructions" / f"{name}.h5", made)
