@@ -3,8 +3,8 @@
     python benchmarks/reconstruction.py [--quick] [--prior FOLDER] [--slices N]
 
 Every method sees the same scans: 8 coils, true maps, random lines, noise 0.08. The baselines' lambda is chosen without
-truth. Prints PSNR in dB and SSIM (mean over slices) and z^2 of the posterior mean; the last line holds the mean gain of the
-posterior mean over the best baseline of each acceleration, averaged over the accelerations. The bar is 0 dB: no loss.
+truth. Prints PSNR in dB and SSIM (mean over slices) and z^2 of the posterior mean; the last line holds the gain of the
+posterior mean over the best baseline, averaged over slices and accelerations. The bar is 0 dB: no loss.
 """
 
 import argparse

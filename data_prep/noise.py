@@ -122,5 +122,5 @@ def _conditioned(covariance, count):
     apart = ~np.eye(len(diagonal), dtype=bool)
     chance = np.outer(diagonal, diagonal)[apart].sum() / count
     correlation = (np.abs(covariance[apart]) ** 2).sum()
-    share = np.clip(chance / max(correlation, np.finfo(np.float32).tiny), 1e-3, 1)
+    share = 1.0 if correlation <= chance else max(chance / correlation, 1e-3)
     return np.where(apart, (1 - share) * covariance, np.diag(diagonal))

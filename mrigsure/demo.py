@@ -37,7 +37,7 @@ class Effort:
     steps    updates of the small prior, at most `seconds` long
     rates    accelerations of the fully sampled scan
     real     whether the scan acquired undersampled is reconstructed too
-    samples  posterior draws
+    samples  posterior draws; half of them of the scan acquired undersampled, whose matrix is larger
     levels   of a draw, at two network evaluations each
     """
 
@@ -50,7 +50,7 @@ class Effort:
     levels: int
 
 
-FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=4, levels=12)
+FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=8, levels=12)
 SMALLEST = Effort(volumes=12, steps=32, seconds=8, rates=(4,), real=False, samples=2, levels=6)
 
 
@@ -174,10 +174,10 @@ def _row(case, scan, method, prior, effort, seed) -> Row:
     from recon.metrics import psnr, ssim, z_squared
     from recon.reconstruct import reconstruct_scans
 
-    kept = scan
+    kept, samples = scan, effort.samples
     if scan.target is None:
-        kept = scan.held_out(_HELD_OUT, generator(seed, "held out", case))
-    options = {"samples": effort.samples, "levels": effort.levels, "batch": effort.samples, "seed": seed}
+        kept, samples = scan.held_out(_HELD_OUT, generator(seed, "held out", case)), effort.samples // 2
+    options = {"samples": samples, "levels": effort.levels, "batch": 4, "seed": seed}
     made = reconstruct_scans([kept], method, prior, name=case, keep_samples=True, **options)
     image, std = made.image[0], None if made.std is None else made.std[0]
     if scan.target is None:
@@ -185,7 +185,7 @@ def _row(case, scan, method, prior, effort, seed) -> Row:
     target = scan.target.numpy() / scan.scale
     figures = {"psnr": psnr(abs(image), abs(target)), "ssim": ssim(abs(image), abs(target))}
     if std is not None:
-        figures["z_squared"] = z_squared(image, target, std, effort.samples)
+        figures["z_squared"] = z_squared(image, target, std, samples)
     return Row(case, method, image, std, made.record, **figures)
 
 
