@@ -17,6 +17,7 @@ from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 NEUTRAL = (1.0,) * BANDS
 _LEAST, _MOST = 0.25, 16.0
 _STEP = 2.5  # most that one iteration changes a factor by
+_POINTS = 200  # of k-space, held out in a band, at which its own figure and its neighbours' count alike
 
 
 def calibrate_spread(
@@ -47,11 +48,11 @@ def calibrate_spread(
 
 
 def _corrections(figures):
-    """A factor per band: the lacking spread where the data speaks, that of the bands beside where it is all noise."""
+    """A factor per band: the lacking spread where there is data, that of the bands beside where it is few or noise."""
     logs, trusts = [], []
-    for need, signal in zip(figures.spread_needed, figures.signal, strict=True):
-        signal = max(signal or 0.0, 0.0)
-        trusts.append(signal**2 / (signal**2 + 0.25))
+    for need, signal, points in zip(figures.spread_needed, figures.signal, figures.held_out, strict=True):
+        signal, points = max(signal or 0.0, 0.0), points or 0.0
+        trusts.append(signal**2 / (signal**2 + 0.25) * points / (points + _POINTS))
         logs.append(math.log(min(max(need or 1.0, 1 / _STEP), _STEP)))
     factors = []
     for band in range(len(logs)):

@@ -27,7 +27,8 @@ BANDS = 8
 class HeldOutFigures:
     """The figures above, the tuples with one value per radial band, None where no sample was held out.
 
-    spread_needed is the error over the draws' variance, noise taken off; signal the data's power over the noise's.
+    spread_needed is the error over the draws' variance, noise taken off; signal the data's power over the noise's;
+    held_out counts points of k-space, all coils together as one.
     """
 
     residual: float
@@ -37,6 +38,7 @@ class HeldOutFigures:
     band_z2: tuple[float | None, ...]
     spread_needed: tuple[float | None, ...]
     signal: tuple[float | None, ...]
+    held_out: tuple[float | None, ...]
 
     def as_dict(self) -> dict:
         """Plain numbers for JSON, four significant digits."""
@@ -71,7 +73,7 @@ def held_out_figures(
     Scans of unequal matrix sizes are allowed. The same seed holds out the same lines and draws the same noise.
     Raises ValueError where no scan has a line to hold out.
     """
-    names = ("error", "noise", "variance", "data", "drawn")
+    names = ("error", "noise", "variance", "data", "drawn", "points")
     sums = {name: torch.zeros(BANDS, dtype=torch.float64) for name in names}
     energy, length = 0.0, 0.0
     for start in range(0, len(scans), chunk):
@@ -95,6 +97,7 @@ def held_out_figures(
                 "variance": variance * (1 + 1 / samples),
                 "data": full.kspace.abs().square(),
                 "drawn": predicted.abs().square().mean(0),
+                "points": (live / live.sum(1, keepdim=True)).expand_as(variance),
             }
             bands = radial_bands(group[0].shape, BANDS, device).expand_as(held)[held]
             for name, value in terms.items():
@@ -118,6 +121,7 @@ def held_out_figures(
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
         spread_needed=per_band(sums["error"] - sums["noise"], sums["variance"]),
         signal=per_band(signal, sums["noise"]),
+        held_out=per_band(sums["points"], torch.ones_like(signal)),
     )
 
 

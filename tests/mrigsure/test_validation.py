@@ -1,0 +1,95 @@
+"""Truth-free figures say what the truth would: on a Gaussian prior whose right answers are known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mrigsure.calibrate import calibrate_spread
+from mrigsure.diffusion import sigma_schedule
+from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.phantoms import coil_maps
+from mrigsure.posterior import PixelSpectrumSpread
+from mrigsure.scan import Scan
+from mrigsure.seeds import complex_noise, generator
+from mrigsure.validation import BANDS, held_out_figures
+
+SIZE, SIGMA0 = 32, 0.05
+SIGMAS = sigma_schedule(10, 20.0, SIGMA0 / 4)
+
+
+def power():
+    k = (torch.arange(SIZE) - SIZE // 2) / (SIZE / 2)
+    return 4 * torch.exp(-4 * (k[:, None] ** 2 + k[None] ** 2))
+
+
+def denoise(x, sigma):
+    """Exact for the images of `scans`."""
+    variance = power()
+    return ifft2c(variance / (variance + sigma[:, None, None] ** 2) * fft2c(x))
+
+
+def scans(count=6, coils=3):
+    out = []
+    for index in range(count):
+        rng = generator(index, "scan")
+        image = ifft2c(power().sqrt() * complex_noise((SIZE, SIZE), rng))
+        maps = torch.from_numpy(coil_maps(np.random.default_rng(index), coils, (SIZE, SIZE)))
+        mask = (torch.rand(1, SIZE, generator=rng) < 0.5).float().expand(SIZE, SIZE)
+        kspace = mask * (fft2c(maps * image) + SIGMA0 * complex_noise((coils, SIZE, SIZE), rng))
+        out.append(Scan(kspace, mask, maps, torch.full((SIZE, SIZE), 0.5), SIGMA0, target=image))
+    return out
+
+
+def figures(denoise=denoise, spread=PixelSpectrumSpread(), scans=scans(), **options):  # noqa: B008
+    with torch.no_grad():
+        return held_out_figures(denoise, scans, SIGMAS, spread=spread, seed=0, samples=4, **options)
+
+
+def test_an_exact_prior_is_calibrated_and_keeps_the_power():
+    exact = figures()
+    assert exact.z2 == pytest.approx(1, abs=0.1)
+    assert 0 < exact.residual < 0.5
+    for band in range(1, 6):  # the first has too few samples, the last too little signal
+        assert exact.power[band] == pytest.approx(1, abs=0.2)
+        assert exact.spread_needed[band] == pytest.approx(1, abs=0.3)
+
+
+def test_a_collapsed_prior_is_seen():
+    """One that shrinks everything leaves the held-out lines empty: residual, z^2 and power all say so."""
+
+    def collapsed(x, sigma):
+        return 0.2 * denoise(x, sigma)
+
+    bad, good = figures(collapsed), figures()
+    assert bad.residual > 1.3 * good.residual
+    assert bad.z2 > 2
+    assert bad.energy > 1.1 * good.energy
+    assert bad.collapsed()
+
+
+def test_figures_do_not_depend_on_coils_that_only_fill_up_a_batch():
+    mixed = scans(2, coils=3) + scans(2, coils=5)
+    together, apart = figures(scans=mixed, chunk=4), figures(scans=mixed, chunk=2)
+    assert together.z2 == pytest.approx(apart.z2, rel=0.1)
+    assert together.signal[0] == pytest.approx(apart.signal[0], rel=0.3)
+
+
+def test_no_truth_is_read():
+    blind = [replace(scan, target=None) for scan in scans()]
+    assert figures(scans=blind) == figures()
+
+
+@pytest.mark.parametrize("wrong", [0.25, 8.0])
+def test_calibration_brings_a_wrong_spread_back(wrong):
+    """Of an exact prior the right factor is 1, and z^2 is 1 with it."""
+    wrong = (wrong,) * BANDS
+    with torch.no_grad():
+        bands, after = calibrate_spread(denoise, scans(), SIGMAS, seed=0, start=wrong, iterations=6)
+    before = figures(spread=PixelSpectrumSpread(wrong))
+    assert abs(after.z2 - 1) < 0.5 * abs(before.z2 - 1)
+    assert after.z2 == pytest.approx(1, abs=0.2)
+    for band in bands[1:5]:
+        assert abs(math.log(band)) < 0.8 * abs(math.log(wrong[0]))
