@@ -37,8 +37,12 @@ def lowest_solve_sigma(sigma0):
 
 
 def solve_shift(sigma: Tensor, sigma0: Tensor) -> Tensor:
-    """mu of section 4, the smaller root of mu / (1 + mu)^2 = c in the form that does not cancel in float32."""
-    c = (GAMMA * sigma0**2 / (2 * sigma**2)).clamp(C_MIN, 0.25)
+    """mu of section 4: mu / (1 + mu)^2 = max(gamma sigma0^2 / (2 sigma^2), c_min)."""
+    return smaller_root((GAMMA * sigma0**2 / (2 * sigma**2)).clamp(C_MIN, 0.25))
+
+
+def smaller_root(c: Tensor) -> Tensor:
+    """The smaller root of mu / (1 + mu)^2 = c, 0 < c <= 1/4, in the form that does not cancel in float32."""
     return 2 * c / (1 - 2 * c + (1 - 4 * c).clamp_min(0).sqrt())
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mrigsure import diffusion
-from mrigsure.diffusion import diffuse_adjoint, lowest_solve_sigma, perturb_and_solve, solve_shift
+from mrigsure.diffusion import diffuse_adjoint, lowest_solve_sigma, perturb_and_solve, smaller_root, solve_shift
 from mrigsure.operators import SenseOperator
 from mrigsure.seeds import complex_noise, generator
 
@@ -95,16 +95,23 @@ def test_conjugate_gradients_keep_the_noise_white_on_every_eigenvalue():
         assert variance[group].mean() == pytest.approx(1, abs=0.03)
 
 
-def test_solve_shift_does_not_cancel_in_float32():
-    c = np.logspace(-6, np.log10(0.2499), 200)
-    sigma0 = 1.0
-    sigma = np.sqrt(diffusion.GAMMA / (2 * c))
-    shift = solve_shift(torch.tensor(sigma, dtype=torch.float32), torch.tensor(sigma0)).double().numpy()
-    c = np.maximum(c, diffusion.C_MIN)
-    exact = (1 - 2 * c - np.sqrt(1 - 4 * c)) / (2 * c)
-    assert np.abs(shift / exact - 1).max() < 2e-3  # near c = 1/4 the root itself is ill-conditioned in c
-    low = c < 0.2
-    assert np.abs(shift / exact - 1)[low].max() < 1e-5
+def test_the_smaller_root_does_not_cancel_in_float32():
+    c = torch.tensor(np.append(np.logspace(-6, np.log10(0.2499), 200), 0.25), dtype=torch.float32)
+    exact = smaller_root(c.double())
+    assert (exact / (1 + exact) ** 2 / c - 1).abs().max() < 1e-12 and exact.max() <= 1
+    assert (smaller_root(c) / exact - 1).abs().max() < 1e-5
+    textbook = (1 - 2 * c - (1 - 4 * c).sqrt()) / (2 * c)
+    assert (textbook / exact - 1).abs().max() > 1e-2
+
+
+def test_the_shift_gives_the_noise_that_the_data_can_carry():
+    """2 sigma^2 mu / (1 + mu)^2 = gamma sigma0^2, or more where c_min binds, never less than sigma0^2."""
+    sigma = torch.logspace(np.log10(0.0693), 1.3, 60, dtype=torch.float64)
+    mu = solve_shift(sigma, torch.tensor(SIGMA0, dtype=torch.float64))
+    carried = 2 * sigma**2 * mu / (1 + mu) ** 2 / SIGMA0**2
+    binds = sigma**2 * 2 * diffusion.C_MIN > diffusion.GAMMA * SIGMA0**2
+    assert torch.allclose(carried[~binds], torch.full_like(carried[~binds], diffusion.GAMMA), rtol=1e-6)
+    assert (carried[binds] >= diffusion.GAMMA - 1e-6).all() and binds.any() and (~binds).any()
 
 
 @pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve])
