@@ -83,6 +83,8 @@ def _hdf5(path):
     if "kspace" in names:
         rows = [(key, attributes[key]) for key in _RAW_ATTRIBUTES if attributes.get(key, "") != ""]
         return "raw k-space (fastMRI)", arrays + _raw(read_raw(path)) + rows
+    if "samples" in names and "reconstruction" not in names:
+        return "samples of a prior", arrays + _attributes(attributes)
     if "reconstruction" in names:
         return "reconstruction", arrays + _attributes(attributes)
     if "target" in names:

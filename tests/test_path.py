@@ -78,7 +78,9 @@ def test_inspect_and_sample_show_what_there_is(simulated, tmp_path, capsys):
     assert "64 x 64" in capsys.readouterr().out
     options = ["--count", "1", "--matrix", "32", "--levels", "4", "--out", str(tmp_path / "drawn")]
     assert main(["sample", "shipped", *options]) == 0
-    assert (tmp_path / "drawn.h5").exists() and (tmp_path / "drawn.png").exists()
+    assert (tmp_path / "drawn.png").exists()
+    assert main(["inspect", str(tmp_path / "drawn.h5")]) == 0
+    assert "samples of a prior" in capsys.readouterr().out
 
 
 def test_errors_are_one_line_with_status_2_and_leave_nothing(tmp_path, capsys):
