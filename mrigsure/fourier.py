@@ -37,9 +37,12 @@ def center_pad(array: Tensor, shape: tuple[int, int]) -> Tensor:
 def radial_bands(shape: tuple[int, int], bands: int, device=None) -> Tensor:
     """Index of the radial k-space band of every sample, int64 (H, W) in [0, bands).
 
-    The radius is max-normalised per axis, so that the last band ends at the edge of k-space in both directions;
-    the corners beyond it belong to the last band.
+    The last band ends at the edge of k-space in both directions; the corners beyond it belong to it.
     """
+    return (radius(shape, device) * bands).long().clamp(max=bands - 1)
+
+
+def radius(shape: tuple[int, int], device=None) -> Tensor:
+    """Distance of every sample from the centre of k-space, float32 (H, W), 1 at its edge along either axis."""
     y, x = ((torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape)
-    radius = (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
-    return (radius * bands).long().clamp(max=bands - 1)
+    return (y[:, None] ** 2 + x[None, :] ** 2).sqrt()

@@ -79,10 +79,6 @@ class SenseOperator:
         index = torch.arange(width, device=line.device)
         return gram * spread[:, (index[:, None] - index[None, :]) % width][:, None]
 
-    def repeat(self, count: int) -> "SenseOperator":
-        """The same operator for `count` images per scan: batch -> batch * count, scan by scan."""
-        return SenseOperator(self.mask.repeat_interleave(count, 0), self.sens_maps.repeat_interleave(count, 0))
-
 
 def conjugate_gradients(
     operator,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mrigsure.denoiser import Prior
 from mrigsure.diffusion import sigma_schedule
-from mrigsure.fourier import fft2c, ifft2c, radial_bands
+from mrigsure.fourier import fft2c, ifft2c, radial_bands, radius
 from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
 from mrigsure.seeds import complex_noise
@@ -230,8 +230,7 @@ def ring_average(spectrum: Tensor) -> Tensor:
 def interpolate_bands(bands: tuple[float, ...], shape: tuple[int, int], device=None) -> Tensor:
     """Values given at the middles of equally wide radial bands, as an (H, W) plane of k-space."""
     values = torch.tensor(bands, device=device)
-    y, x = ((torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape)
-    position = ((y[:, None] ** 2 + x[None] ** 2).sqrt() * len(bands) - 0.5).clamp(0, len(bands) - 1)
+    position = (radius(shape, device) * len(bands) - 0.5).clamp(0, len(bands) - 1)
     low = position.floor().long()
     high = (low + 1).clamp_max(len(bands) - 1)
     return torch.lerp(values[low], values[high], position - low)

@@ -13,6 +13,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -105,6 +106,7 @@ class Trainer:
                 self._draw_chains()
             self._updates()
             if self._out_of_time():
+                self.save_checkpoint()
                 break
             if self.updates:
                 self._calibrate()
@@ -195,6 +197,7 @@ class Trainer:
     def _validate_now(self, total) -> bool:
         return not self.round and (self.step in _EARLY_FIGURES or self.step % max(total // 8, 1) == 0)
 
+    @cached_property
     def _scans_for_figures(self):
         pool = self.archive.validation
         stride = max(1, len(pool) // self.settings.validation_scans)
@@ -204,7 +207,7 @@ class Trainer:
         """The truth-free figures on the way, with the cheap scalar spread."""
         figures = held_out_figures(
             self.average.module,
-            self._scans_for_figures(),
+            self._scans_for_figures,
             sigma_schedule(_VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
             spread=ScalarSpread(),
             seed=self.settings.seed,
@@ -216,7 +219,7 @@ class Trainer:
         """At a round's end: calibrate the spread of the draws, which gives the figures too, and check their power."""
         self.bands, figures = calibrate_spread(
             self.average.module,
-            self._scans_for_figures(),
+            self._scans_for_figures,
             sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
             seed=self.settings.seed,
             start=self.bands,

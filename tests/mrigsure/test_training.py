@@ -156,3 +156,12 @@ def test_an_archive_that_cannot_teach_is_refused_before_any_update(tmp_path):
     with pytest.raises(InputError, match=r"k-space lines .* ever sampled"):
         train(settings(folder, tmp_path / "prior"))
     assert not (tmp_path / "prior").exists()
+
+
+def test_a_training_that_the_clock_stopped_can_go_on(scans, tmp_path):
+    out = tmp_path / "prior"
+    train(settings(scans, out, steps=10_000, rounds=0, seconds=1.0, checkpoint_minutes=9.0))
+    before = updates_in(out / CHECKPOINT)
+    assert before == load_prior(out).training["updates"] > 0
+    train(settings(scans, out, steps=before + 1, rounds=0, resume=True))
+    assert load_prior(out).training["updates"] == before + 1
