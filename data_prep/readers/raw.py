@@ -28,6 +28,8 @@ class RawScan:
     mask         bool (W,) or (H, W) where the file or a mask file states the sampling, else None
     support      bool (W,) where the file states which lines were never candidates (zero-padding), else None
     noise        complex64 (coils, samples) acquired without signal, in the units of kspace, or None
+    reference    complex64 (slices, coils, h, w), fully sampled, of a separate reference scan over the same field of view,
+                 k = 0 at n // 2, from which maps may be made; or None
     header       ISMRMRD XML without anything about the patient, the study or the site, or None
     voxel_mm     height, width, slice; or None
     acquisition  the protocol's name, or ""
@@ -41,6 +43,7 @@ class RawScan:
     mask: np.ndarray | None = None
     support: np.ndarray | None = None
     noise: np.ndarray | None = None
+    reference: np.ndarray | None = None
     header: str | None = None
     voxel_mm: tuple[float, float, float] | None = None
     acquisition: str = ""
@@ -55,7 +58,7 @@ class RawScan:
                 f"a mask of shape {self.mask.shape} for k-space {self.kspace.shape}",
                 f"a mask of shape {(width,)} or {(height, width)}",
             )
-        for name in ("kspace", "noise"):
+        for name in ("kspace", "noise", "reference"):
             array = getattr(self, name)
             if array is not None and not np.isfinite(array.view(np.float32)).all():
                 bad = int((~np.isfinite(array)).sum())
