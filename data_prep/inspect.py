@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.prepare import prepare_volume
 from data_prep.readers import RAW_SUFFIXES, RawScan, read_raw
+from data_prep.readers.ismrmrd import is_ismrmrd
 from data_prep.readers.npy import read_mask
 from data_prep.readers.raw import header_space
 from data_prep.undersample import acquired_samples
@@ -20,6 +21,16 @@ from mrigsure.scan import SIGMA_DATA, open_hdf5, read_prepared
 from mrigsure.settings import InspectSettings, PrepareSettings
 
 _RAW_ATTRIBUTES = ("max", "norm", "padding_left", "padding_right", "reconstruction_rss_source")
+_FORMATS = {
+    ".h5": "ISMRMRD",
+    ".mrd": "ISMRMRD",
+    ".dat": "Siemens twix",
+    ".cfl": "BART",
+    ".hdr": "BART",
+    ".npy": "NumPy",
+    ".npz": "NumPy",
+    ".mat": "MATLAB",
+}
 _PLAIN = (str, int, float, bool)
 _MOST = 90  # characters of one value
 
@@ -31,10 +42,10 @@ def inspect(settings: InspectSettings) -> None:
         kind, rows = "prior", _prior(path)
     elif not path.is_file():
         raise InputError(path, "no such file or folder", "a raw file, prepared scan, reconstruction or prior")
-    elif path.suffix.lower() == ".h5":
+    elif path.suffix.lower() == ".h5" and not is_ismrmrd(path):
         kind, rows = _hdf5(path)
     elif path.suffix.lower() in (*RAW_SUFFIXES, ".hdr"):
-        kind, rows = _raw_or_mask(path)
+        kind, rows = _raw_or_mask(path, settings.encoding)
     else:
         raise InputError(
             path, f"suffix {path.suffix or 'none'!r}", f"one of {', '.join(RAW_SUFFIXES)}, or the folder of a prior"
@@ -108,7 +119,7 @@ def _prepared(path, arrays, attributes):
     return [*rows, *((key, attributes[key]) for key in ("seed", "schema_version", "version"))]
 
 
-def _raw_or_mask(path):
+def _raw_or_mask(path, encoding):
     if path.suffix.lower() == ".npy":
         try:
             real = np.load(path, mmap_mode="r", allow_pickle=False).dtype.kind != "c"
@@ -118,9 +129,9 @@ def _raw_or_mask(path):
             mask = read_mask(path)
             shape = mask.shape if mask.ndim == 2 else (1, len(mask))
             return "sampling mask", [("mask", _array(mask)), *describe_sampling(mask, shape)]
-    raw = read_raw(path)
-    formats = {".dat": "Siemens twix", ".cfl": "BART", ".hdr": "BART", ".npy": "NumPy"}
-    return f"raw k-space ({formats[path.suffix.lower()]})", [("kspace", _array(raw.kspace)), *_raw(raw)]
+    raw = read_raw(path, encoding=encoding)
+    beside = [(name, _array(array)) for name in ("noise", "reference") if (array := getattr(raw, name)) is not None]
+    return f"raw k-space ({_FORMATS[path.suffix.lower()]})", [("kspace", _array(raw.kspace)), *beside, *_raw(raw)]
 
 
 def _raw(raw: RawScan):

@@ -86,6 +86,7 @@ def find_mask(kspace: np.ndarray, source="k-space") -> np.ndarray:
 def apply_mask(raw: RawScan, settings: PrepareSettings, acquired: Acquired) -> Sampling:
     """Draw the mask that `settings` asks for; its seed derives from settings.seed and the file's name.
 
+    Masks from a file are an ensemble: each scan gets one of them, and the density is that of all.
     Raises InputError for a scan that was acquired undersampled, and for settings that allow no mask.
     """
     if not acquired.is_full:
@@ -94,10 +95,15 @@ def apply_mask(raw: RawScan, settings: PrepareSettings, acquired: Acquired) -> S
             f"a scan acquired undersampled ({acquired.mask.mean():.0%} of the matrix)",
             "a fully sampled scan where a pattern is to be applied; without the pattern this scan is prepared as it is",
         )
+    seed = mask_seed(settings.seed, raw.source)
+    if settings.apply_mask:
+        family = _mask_family(settings.apply_mask, acquired.mask.shape)
+        chosen, density = family[seed % len(family)], masks.ensemble_density(family)
+        return _compact(chosen & acquired.mask, density * acquired.mask)
     arguments = (settings.pattern, acquired.mask.shape, settings.acceleration, settings.center_fraction)
     try:
-        mask = masks.make_mask(*arguments, seed=mask_seed(settings.seed, raw.source))
-        density = _density(*arguments)
+        mask = masks.make_mask(*arguments, seed=seed, partial_fourier=settings.partial_fourier)
+        density = _density(*arguments, settings.partial_fourier)
     except ValueError as error:
         raise InputError(raw.source, str(error), "a pattern, acceleration and centre that fit the matrix") from error
     return _compact(mask & acquired.mask, density * acquired.mask)
@@ -118,6 +124,22 @@ def mask_seed(seed: int, path) -> int:
 
 
 _density = lru_cache(masks.sampling_density)  # a Monte Carlo of seconds for Poisson discs, the same for every file
+
+
+def _mask_family(path, shape):
+    """The masks of a .npy file, bool (n, W) or (n, H, W)."""
+    height, width = shape
+    try:
+        family = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(path, "no complete .npy array", "a .npy file with masks") from error
+    if family.shape in ((width,), (height, width)):
+        family = family[None]
+    fits = family.ndim in (2, 3) and family.shape[1:] in ((width,), (height, width)) and len(family)
+    if not fits or family.dtype.kind not in "biuf" or not np.isin(family, (0, 1)).all() or not family.any():
+        expected = f"masks of 0 and 1: ([n,] {width}) or ([n,] {height}, {width})"
+        raise InputError(path, f"{family.dtype} of shape {family.shape}", expected)
+    return family.astype(bool)
 
 
 def _compact(mask, density):

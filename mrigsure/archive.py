@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mrigsure.errors import InputError, ScanWarning
-from mrigsure.identifiability import ensemble_spectrum, refuse_unidentifiable
+from mrigsure.identifiability import archive_ensemble, refuse_unidentifiable
 from mrigsure.scan import ScanSet
 
-_SPECTRUM_SCANS = 24
+_MEASURED_SCANS = 64
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,23 @@ class Archive:
     record: dict
 
 
-def open_archive(paths: Sequence, validation: float, seed: int) -> Archive:
-    """Open prepared files and set a share of them apart, by a hash of their names.
+def open_archive(paths: Sequence, validation: float, seed: int, targets: bool = False) -> Archive:
+    """Open prepared files and set a share of them apart, by a hash of their names; `targets` are for an oracle only.
 
     Raises InputError for fewer than two files, or where nothing could be learned (identifiability.py); warns with
     ScanWarning of blind modes.
     """
-    scans = ScanSet(paths)
-    files = sorted({volume.path for volume in scans.volumes}, key=lambda path: _rank(seed, path.stem))
+    scans = ScanSet(paths, targets)
+    files = _ranked_files(scans, seed)
+    if targets and scans[0].target is None:
+        raise InputError(files[0], "no target", "files with the truth for --objective supervised")
     if len(files) < 2:
         raise InputError(files[0], "one file", "at least two: one of them is held apart for the truth-free figures")
     refuse_unidentifiable(scans.volumes, files[0].parent)
-    apart = set(files[: min(max(1, round(validation * len(files))), len(files) - 1)])
-    held, training = [], []
-    for index in range(len(scans)):
-        (held if scans.file_of(index) in apart else training).append(index)
+    training, held = split_by_file(scans, validation, seed)
     size = max(set(scans.shapes), key=scans.shapes.count)
     alike = [index for index in training if scans.shapes[index] == size]
-    spread = alike[:: max(1, len(alike) // _SPECTRUM_SCANS)][:_SPECTRUM_SCANS]
-    spectrum = ensemble_spectrum([scans[index] for index in spread], seed)
+    spectrum = archive_ensemble(scans, alike, seed).spectrum()
     if spectrum.blind_share > 0.001:
         warnings.warn(
             f"{spectrum.blind_share:.1%} of the modes are blind to this archive (eigenvalues of E[A^H A] below 0.01); "
@@ -61,6 +59,36 @@ def open_archive(paths: Sequence, validation: float, seed: int) -> Archive:
         "smallest_eigenvalue": round(spectrum.smallest, 5),
     }
     return Archive(scans, training, held, record)
+
+
+def measured_sigma_data(archive: Archive) -> float:
+    """Standard deviation per real part of the training images, air included, out of the undersampled measurements.
+
+    E sum_k M (|y|^2 - 2 sigma0^2) / p = ||x||^2 where p > 0 wherever x has energy, since S^H S = 1 and F is unitary.
+    """
+    pool = archive.training
+    power, count = 0.0, 0
+    for index in pool[:: max(1, len(pool) // _MEASURED_SCANS)][:_MEASURED_SCANS]:
+        scan = archive.scans[index]
+        coils = (scan.sens_maps.abs().amax((-2, -1)) > 0).sum()
+        energy = scan.kspace.abs().square().sum(0) - 2 * coils * scan.noise_std**2
+        power += float((scan.mask * energy / scan.density.clamp_min(1e-3)).sum()) / 2
+        count += scan.mask.numel()
+    return round(max(power / count, 1e-4) ** 0.5, 4)
+
+
+def split_by_file(scans: ScanSet, validation: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the scans for training and of those held apart: a share of the files, by a hash of their names."""
+    files = _ranked_files(scans, seed)
+    apart = set(files[: min(max(1, round(validation * len(files))), len(files) - 1)])
+    held, training = [], []
+    for index in range(len(scans)):
+        (held if scans.file_of(index) in apart else training).append(index)
+    return training, held
+
+
+def _ranked_files(scans, seed):
+    return sorted({volume.path for volume in scans.volumes}, key=lambda path: _rank(seed, path.stem))
 
 
 def _rank(seed, name):

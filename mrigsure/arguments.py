@@ -152,11 +152,13 @@ def _split(known, words):
 
 
 def _bind(known, words):
-    """Positional words by field; where the first field takes several, the others take the last words."""
+    """Positional words by field; where the first or the last field takes several, the others take one each."""
     positional = [argument for argument in known if argument.positional]
     if positional and positional[0].most is None:
         cut = max(len(words) - len(positional) + 1, 0)
         words = [words[:cut], *words[cut:]]
+    elif positional and positional[-1].most is None:
+        words = [*words[: len(positional) - 1], words[len(positional) - 1 :]]
     if len(words) > len(positional):
         raise InputError("command line", f"superfluous {' '.join(words[len(positional) :])}", usage(known))
     return {argument.name: value for argument, value in zip(positional, words, strict=False) if value}

@@ -1,6 +1,7 @@
 """The command `mrigsure`: each subcommand is a thin shell around one library function and its settings.
 
-Exit status: 0 done, 1 internal error, 2 bad input or usage, 130 interrupted. An error or a warning is one line.
+Exit status: 0 done, 1 internal error or some of many files failed, 2 bad input or usage, 130 interrupted.
+An error or a warning is one line.
 """
 
 import importlib
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from mrigsure import __version__, arguments, helptext, settings
-from mrigsure.errors import InputError, ScanWarning
+from mrigsure.errors import InputError, PartialFailure, ScanWarning
 
 
 class Command(NamedTuple):
@@ -26,11 +27,13 @@ class Command(NamedTuple):
 COMMANDS = {
     "simulate": Command("mrigsure.simulate", settings.SimulateSettings, {"out": "OUT"}),
     "prepare": Command("data_prep.prepare", settings.PrepareSettings, {"raw": "RAW", "out": "OUT"}),
+    "feasibility": Command("mrigsure.feasibility", settings.FeasibilitySettings, {"prepared": "PREPARED"}),
     "train": Command("mrigsure.training", settings.TrainSettings, {"prepared": "PREPARED"}),
     "sample": Command("mrigsure.sampling", settings.SampleSettings, {"prior": "PRIOR"}),
     "reconstruct": Command("recon.reconstruct", settings.ReconstructSettings, {"scans": "SCAN"}),
     "evaluate": Command("recon.evaluate", settings.EvaluateSettings, {"reconstructions": "RECON"}),
     "inspect": Command("data_prep.inspect", settings.InspectSettings, {"file": "FILE"}),
+    "audit": Command("mrigsure.audit", settings.AuditSettings, {"prior": "PRIOR", "scans": "SCAN"}),
     "demo": Command("mrigsure.demo", settings.DemoSettings),
 }
 
@@ -48,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             return _fail("interrupted", 130, debug)
         except InputError as error:
             return _fail(str(error), 2, debug)
+        except PartialFailure as error:
+            return _fail(str(error), 1, debug)
         except OSError as error:  # a folder without write permission, a full disk
             if error.filename is None:
                 return _fail(_internal(error), 1, debug)

@@ -1,4 +1,4 @@
-"""The denoiser f(x, sigma) ~ E[x | x + sigma w], and the folder in which a prior is kept.
+"""The denoiser f(x, sigma) ~ E[x | x + sigma w], a plain torch module, and the folder in which a prior is kept.
 
 config.json        network, sigma range, sigma_data, and the spread of R calibrated per radial band
 model.safetensors  averaged weights, float16
@@ -8,7 +8,7 @@ card.md            the same in words
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from mrigsure.errors import InputError
 from mrigsure.files import atomic
+from mrigsure.network import UNet
 from mrigsure.scan import SIGMA_DATA
 
-FORMAT = 1
+FORMAT = 2  # 1 held another network
 SHIPPED = "shipped"
 
 
@@ -31,6 +32,7 @@ class DenoiserConfig:
     channels   network width at each resolution
     sigma_min  lowest level it was trained at, per real part
     sigma_max  highest level
+    sigma_data standard deviation per real part of whole images, air included, as measured on the training scans
     spread     factor on the R of posterior sampling, one per radial band (docs/method.md, section 7)
     """
 
@@ -49,27 +51,15 @@ class Denoiser(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], sigma_data: float = SIGMA_DATA):
         super().__init__()
-        from monai.networks.nets import DiffusionModelUNet
-
         self.sigma_data = sigma_data
         self.stride = 2 ** (len(channels) - 1)
-        self.network = DiffusionModelUNet(
-            spatial_dims=2,
-            in_channels=2,
-            out_channels=2,
-            channels=channels,
-            num_res_blocks=1,
-            attention_levels=(False,) * len(channels),
-            norm_num_groups=8,
-        )
+        self.network = UNet(channels)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         sigma = sigma[:, None, None, None]
         variance = sigma**2 + self.sigma_data**2
         real = torch.view_as_real(x).movedim(-1, 1)  # (batch, 2, H, W)
-        # the embedding's sinusoids hardly move over ln(sigma) / 4; 250 spreads them
-        level = 250 * sigma.flatten().log() / 4
-        output = self._padded(real / variance.sqrt(), level).to(real.dtype)
+        output = self._padded(real / variance.sqrt(), sigma.flatten().log()).to(real.dtype)
         image = self.sigma_data**2 / variance * real + sigma * self.sigma_data / variance.sqrt() * output
         return torch.view_as_complex(image.movedim(1, -1).contiguous())
 
@@ -80,23 +70,31 @@ class Denoiser(nn.Module):
         return self.network(padded, level)[..., :height, :width]
 
 
-@dataclass(frozen=True)
-class Prior:
+class Prior(nn.Module):
     """A trained denoiser with all that posterior sampling needs to know of it.
 
-    sha256 is that of config.json and model.safetensors, one after the other.
+    forward(x, sigma): complex (batch, H, W) and real (batch,) or a number -> complex (batch, H, W), E[x | x + sigma w].
+    Gradients flow to x; the weights are frozen. `denoise` is the same without gradients.
+
+    record    what training.json holds
+    sha256    of config.json and model.safetensors, one after the other
     """
 
-    denoiser: Denoiser
-    config: DenoiserConfig
-    training: dict = field(default_factory=dict)
-    name: str = ""
-    sha256: str = ""
+    def __init__(
+        self, denoiser: nn.Module, config: DenoiserConfig, record: dict | None = None, name: str = "", sha256: str = ""
+    ):
+        super().__init__()
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.config, self.record, self.name, self.sha256 = config, record or {}, name, sha256
 
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Complex (batch, H, W), (batch,) -> complex (batch, H, W), without gradients."""
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        return self.denoiser(x, levels)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """`forward` without gradients."""
         with torch.no_grad():
-            return self.denoiser(x, sigma)
+            return self(x, sigma)
 
 
 def save_prior(folder, denoiser_state: dict, config: DenoiserConfig, training: dict, card: str) -> Path:
@@ -127,8 +125,8 @@ def load_prior(folder=None, device="cpu") -> Prior:
     try:
         settings = (folder / "config.json").read_bytes()
         fields = json.loads(settings)
-        if fields.pop("format") != FORMAT:
-            raise ValueError("another format version")
+        if (version := fields.pop("format")) != FORMAT:
+            raise ValueError(f"format {version}, where this version reads {FORMAT}; train it again")
         config = DenoiserConfig(**{key: _tuple(value) for key, value in fields.items()})
         content = (folder / "model.safetensors").read_bytes()
         denoiser = Denoiser(config.channels, config.sigma_data)
@@ -137,13 +135,8 @@ def load_prior(folder=None, device="cpu") -> Prior:
         training = json.loads(record.read_text()) if record.is_file() else {}
     except Exception as error:
         raise InputError(folder, str(error).splitlines()[0], "a complete prior of this version") from error
-    return Prior(
-        denoiser=denoiser.to(device).eval().requires_grad_(False),
-        config=config,
-        training=training,
-        name=SHIPPED if shipped else folder.name,
-        sha256=hashlib.sha256(settings + content).hexdigest(),
-    )
+    digest = hashlib.sha256(settings + content).hexdigest()
+    return Prior(denoiser.to(device), config, training, SHIPPED if shipped else folder.name, digest)
 
 
 def _tuple(value):

@@ -4,14 +4,12 @@ Line patterns give a mask of shape (W,), phase encoding along the last axis as i
 The random, equispaced and magic patterns are fastmri's own mask functions, so the same seed gives the same mask.
 """
 
-import contextlib
-
 import numpy as np
 
 LINE_PATTERNS = ("random", "equispaced", "magic", "gaussian")
 PATTERNS = ("full", *LINE_PATTERNS, "poisson")
-_POISSON_DRAWS = 16
-_POISSON_ATTEMPTS = 8
+_POOLED = 64  # masks below which an ensemble's mean is pooled with its neighbours
+_ONE_SIDED = 0.05  # of k-space, by which one end may reach further than the other without being partial Fourier
 
 
 def make_mask(
@@ -36,7 +34,9 @@ def make_mask(
         probability = _gaussian_density(width, acceleration, center_fraction)
         mask = np.random.default_rng(seed).uniform(size=width) < probability
     elif pattern == "poisson":
-        mask = _poisson(shape, acceleration, center_fraction, seed)
+        from mrigsure.poisson import poisson_mask
+
+        mask = poisson_mask(tuple(shape), acceleration, center_fraction, seed)
     else:
         function = _fastmri_function(pattern, acceleration, center_fraction)
         mask = function((1, width, 1), seed=seed)[0].numpy().reshape(width) > 0
@@ -52,7 +52,7 @@ def sampling_density(
 ) -> np.ndarray:
     """p(k) of `make_mask` over its seeds, float32, of the mask's shape.
 
-    Exact, but for `poisson`: there a Monte-Carlo mean, averaged over elliptical rings because its design is radial.
+    Exact, but for `poisson`: there a Monte-Carlo mean over rings, each known to 0.3% (poisson.py).
     """
     _, width = shape
     _check(pattern, width, acceleration, center_fraction)
@@ -65,8 +65,9 @@ def sampling_density(
     elif pattern == "gaussian":
         density = _gaussian_density(width, acceleration, center_fraction)
     elif pattern == "poisson":
-        draws = [_poisson(shape, acceleration, center_fraction, seed) for seed in range(_POISSON_DRAWS)]
-        density = _ring_average(np.mean(draws, axis=0))
+        from mrigsure.poisson import poisson_density
+
+        density = poisson_density(tuple(shape), acceleration, center_fraction)
     else:
         function = _fastmri_function(pattern, acceleration, center_fraction)
         lines = _center_lines(width, center_fraction).sum()
@@ -84,18 +85,34 @@ def ensemble_density(masks: np.ndarray) -> np.ndarray:
     With few scans the mean is coarse, and a sample that all of them took is no proof of p = 1: outside the fully
     sampled centre, samples are pooled with their neighbours (a window of 5).
     """
-    density = masks.mean(axis=0, dtype=np.float64)
-    if len(masks) >= 64:
+    return counted_density(masks.sum(axis=0), len(masks))
+
+
+def counted_density(counts: np.ndarray, scans: int) -> np.ndarray:
+    """`ensemble_density` from the number of scans that took each sample: no more than one mask need be in memory."""
+    density = counts / scans
+    if scans >= _POOLED:
         return density.astype(np.float32)
     from scipy.ndimage import uniform_filter
 
-    plane = np.atleast_2d(masks.all(axis=0))
+    plane = np.atleast_2d(counts == scans)
     center = np.zeros(plane.shape, bool)
     _block(center, *calibration_region(plane, plane.shape))[...] = True
-    free = acquired_support(masks.any(axis=0)) & ~center.reshape(density.shape)
+    free = acquired_support(counts > 0) & ~center.reshape(density.shape)
     weight = uniform_filter(free.astype(float), 5, mode="constant")
     pooled = uniform_filter(np.where(free, density, 0.0), 5, mode="constant") / np.maximum(weight, 1e-9)
     return np.where(free, np.clip(pooled, 1e-3, 1), density).astype(np.float32)
+
+
+def partial_fourier_share(mask: np.ndarray) -> tuple[float, float]:
+    """Share of the acquired extent of k-space, along H and W, that a mask (W,) or (H, W) reaches: 1 where symmetric.
+
+    The extent is twice the longer half, so that zero-padding alike on both sides is no partial Fourier.
+    """
+    support = acquired_support(mask)
+    axes = [support.any(axis=0)] if support.ndim == 2 else [support]
+    axes = [support.any(axis=1), *axes] if support.ndim == 2 else [np.ones(1, bool), *axes]
+    return tuple(_reached(axis) for axis in axes)
 
 
 def acquired_support(mask: np.ndarray) -> np.ndarray:
@@ -134,6 +151,16 @@ def calibration_region(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, i
     return (rows, cols) if rows and cols else (0, 0)
 
 
+def _reached(sampled):
+    """Reached share of the symmetric extent along one axis; 1 unless one end falls short clearly."""
+    first, last = np.flatnonzero(sampled)[[0, -1]]
+    center = len(sampled) // 2
+    before, after = max(center - first, 0), max(last - center, 0)
+    extent = 2 * max(before, after)
+    share = 1.0 if extent == 0 else (before + after) / extent
+    return share if 1 - share > _ONE_SIDED / 2 + 1 / max(extent, 1) else 1.0
+
+
 def _block(mask, rows, cols):
     top, left = mask.shape[0] // 2 - rows // 2, mask.shape[1] // 2 - cols // 2
     return mask[top : top + rows, left : left + cols]
@@ -146,6 +173,8 @@ def _check(pattern, width, acceleration, center_fraction):
         return
     if acceleration < 1:
         raise ValueError(f"acceleration {acceleration:g} is below 1")
+    if pattern == "magic" and acceleration != int(acceleration):
+        raise ValueError(f"acceleration {acceleration:g} of the magic pattern is no whole number")
     if pattern != "poisson" and round(width * center_fraction) >= width / acceleration:
         raise ValueError(
             f"the centre alone ({round(width * center_fraction)} of {width} lines) exceeds what "
@@ -188,31 +217,6 @@ def _gaussian_density(width, acceleration, center_fraction):
         middle = (low + high) / 2
         low, high = (middle, high) if lines(middle).sum() < target else (low, middle)
     return lines(high)
-
-
-def _poisson(shape, acceleration, center_fraction, seed):
-    import sigpy.mri
-
-    calibration = [max(2, round(n * center_fraction)) for n in shape]
-    state = np.random.get_state()  # noqa: NPY002 (sigpy draws from NumPy's global one)
-    try:
-        for attempt in range(_POISSON_ATTEMPTS):  # for some seeds sigpy's search never meets the acceleration
-            with contextlib.suppress(ValueError):
-                other = (seed + attempt * 2**20) % 2**32
-                return sigpy.mri.poisson(shape, acceleration, calib=calibration, seed=other) != 0
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-    raise ValueError(f"no Poisson disc of acceleration {acceleration:g} was found in a matrix of {shape}")
-
-
-def _ring_average(density):
-    height, width = density.shape
-    y, x = (np.arange(height) - height // 2) / (height / 2), (np.arange(width) - width // 2) / (width / 2)
-    ring = (np.hypot(y[:, None], x[None]) * min(height // 2, width // 2, 48)).astype(int)
-    free = density < 1
-    total = np.bincount(ring[free], density[free], minlength=ring.max() + 1)
-    count = np.bincount(ring[free], minlength=ring.max() + 1)
-    return np.where(free, (total / np.maximum(count, 1))[ring], density)
 
 
 def _partial_support(width, partial_fourier):

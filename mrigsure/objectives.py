@@ -2,7 +2,7 @@
 
     split_gsure   || W M (F S f(x_sigma) - y~) ||^2, no divergence; with held-out lines (docs/method.md, 3 and 5)
     gsure         || W M (F S f(x_sigma) - y) ||^2 + 2 sigma0^2 div (Kawar et al., arXiv 2305.13128; section 2)
-    denoising     || f(x + sigma w) - x ||^2, for the refinement's own draws
+    denoising     || f(x + sigma w) - x ||^2, for the refinement's draws, and for the clean images of an oracle
 
 `denoise(x, sigma)` maps complex (batch, H, W) and (batch,) to complex (batch, H, W).
 """
@@ -48,17 +48,16 @@ def gsure(
 ) -> Tensor:
     """GSURE with Hutchinson's divergence: one extra backward pass through the network, and noise-free only on average.
 
-    The probe is one-sided: <W^2 M b, F S J S^H F^H M b>, taken as a vector-Jacobian product.
+    The probe is one-sided: <W^2 M b, F S J b>, J the derivative of f(x_sigma(y)) by y, a vector-Jacobian product.
     """
-    x_sigma, _ = diffuse(batch.operator, batch.kspace, sigma, batch.sigma0, generator)
-    x_sigma.requires_grad_(True)
+    kspace = batch.kspace.clone().requires_grad_(True)
+    x_sigma, _ = diffuse(batch.operator, kspace, sigma, batch.sigma0, generator)
     output = batch.operator.coil_kspace(denoise(x_sigma, sigma))
     weight = line_weights(batch.mask, batch.mask, batch.density, torch.zeros_like(sigma), "1/p")
     probe = batch.mask * complex_noise(output.shape, generator, output.dtype)
     projected = ((weight * probe).conj() * output).real.sum()
-    (gradient,) = torch.autograd.grad(projected, x_sigma, create_graph=True)
-    response = batch.operator.adjoint(probe)
-    divergence = (gradient.conj() * response).real.sum((1, 2)) / (2 * response[0].numel())
+    (gradient,) = torch.autograd.grad(projected, kspace, create_graph=True)
+    divergence = (gradient.conj() * probe).real.sum((1, 2, 3)) / (2 * probe[0, 0].numel())
     return _mean_square(weight.sqrt() * (output - batch.kspace)) + 2 * batch.sigma0**2 * divergence
 
 

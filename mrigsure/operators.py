@@ -1,6 +1,8 @@
 """The Cartesian multi-coil encoding A = M F S, and solves with its normal operator T = A^H A.
 
-Maps are normalised, sum_c |S_c|^2 = 1 at every pixel, so 0 <= T <= I. (MATH: docs/method.md, section 0.)
+Maps are normalised, sum_c |S_c|^2 = 1 at every pixel, so 0 <= T <= I. (MATH: docs/method.md, section 0.) Where the field
+of view folds over a pixel takes several sets of maps, orthonormal to each other, each with an image of its own; S adds
+up what they see, S^H S = I as before, and images are (batch, set, H, W) (docs/soft_sense.md).
 """
 
 from functools import cached_property
@@ -15,11 +17,12 @@ class SenseOperator:
     """A = M F S.
 
     mask       real (batch, 1, H, W), 0 or 1
-    sens_maps  complex (batch, coil, H, W)
+    sens_maps  complex (batch, [set,] coil, H, W); with sets every image below is (batch, set, H, W)
     """
 
     def __init__(self, mask: Tensor, sens_maps: Tensor):
         self.mask, self.sens_maps = mask, sens_maps
+        self.has_sets = sens_maps.ndim == 5
         self._eigen = None
 
     def forward(self, image: Tensor) -> Tensor:
@@ -28,15 +31,24 @@ class SenseOperator:
 
     def adjoint(self, kspace: Tensor) -> Tensor:
         """A^H: (batch, coil, H, W) -> (batch, H, W)."""
-        return (self.sens_maps.conj() * ifft2c(self.mask * kspace)).sum(1)
+        return self._combine(ifft2c(self.mask * kspace))
 
     def normal(self, image: Tensor) -> Tensor:
-        """T = A^H A: (batch, H, W) -> (batch, H, W)."""
-        return self.adjoint(self.coil_kspace(image))
+        """T = A^H A: (batch, H, W) -> (batch, H, W).
+
+        Between a transform and its inverse the shifts to the centre cancel, but for the mask's; along the readout of a
+        line mask the transforms themselves do.
+        """
+        coils = self._coil_images(image)
+        if self.is_line_mask:
+            coils = torch.fft.ifft(self._shifted_mask[..., :1, :] * torch.fft.fft(coils))
+        else:
+            coils = torch.fft.ifft2(self._shifted_mask * torch.fft.fft2(coils))
+        return self._combine(coils)
 
     def coil_kspace(self, image: Tensor) -> Tensor:
         """F S, the full k-space of every coil: (batch, H, W) -> (batch, coil, H, W)."""
-        return fft2c(self.sens_maps * image[:, None])
+        return fft2c(self._coil_images(image))
 
     def solve(self, rhs: Tensor, shift: Tensor, tolerance: float = 1e-5) -> Tensor:
         """(T + shift)^-1 rhs. rhs (batch, H, W), shift real (batch,) > 0.
@@ -45,13 +57,13 @@ class SenseOperator:
         """
         if self._eigen is not None:
             values, vectors = self._eigen
-            coefficients = (vectors.mH @ rhs[..., None])[..., 0] / (values + shift[:, None, None])
-            return (vectors @ coefficients[..., None])[..., 0]
+            coefficients = (vectors.mH @ self._to_rows(rhs)) / (values + shift[:, None, None])[..., None]
+            return self._from_rows(vectors @ coefficients)
         if self.is_line_mask:
-            identity = torch.eye(rhs.shape[-1], dtype=rhs.dtype, device=rhs.device)
+            identity = torch.eye(self.row_matrices.shape[-1], dtype=rhs.dtype, device=rhs.device)
             factor = torch.linalg.cholesky(self.row_matrices + shift[:, None, None, None] * identity)
-            return torch.cholesky_solve(rhs[..., None], factor)[..., 0]
-        scale = shift[:, None, None]
+            return self._from_rows(torch.cholesky_solve(self._to_rows(rhs), factor))
+        scale = shift.view(-1, *[1] * (rhs.ndim - 1))
         return conjugate_gradients(lambda x: self.normal(x) + scale * x, rhs, tolerance=tolerance)
 
     def factorise(self) -> None:
@@ -60,24 +72,48 @@ class SenseOperator:
             self._eigen = torch.linalg.eigh(self.row_matrices)
 
     @cached_property
+    def _shifted_mask(self) -> Tensor:
+        return torch.fft.ifftshift(self.mask, dim=(-2, -1))
+
+    @cached_property
     def is_line_mask(self) -> bool:
         """True if every column of k-space is wholly sampled or wholly missing."""
         return bool((self.mask == self.mask[..., :1, :]).all())
 
     @cached_property
     def row_matrices(self) -> Tensor:
-        """T of a line mask, one W x W matrix per image row: complex (batch, H, W, W).
+        """T of a line mask, one W x W matrix per image row: complex (batch, H, W, W); all sets' pixels with sets.
 
         The transform along the readout cancels in S^H F^H M F S; what is left couples the pixels w, w' of one row by
         (sum_c conj S_c(w) S_c(w')) times the mask's point spread function at w - w'.
         """
         width = self.mask.shape[-1]
-        by_row = self.sens_maps.permute(0, 2, 3, 1)  # (batch, H, W, coil)
+        if self.has_sets:
+            by_row = self.sens_maps.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (batch, H, set * W, coil)
+        else:
+            by_row = self.sens_maps.permute(0, 2, 3, 1)  # (batch, H, W, coil)
         gram = by_row.conj() @ by_row.transpose(-1, -2)
         line = torch.fft.ifftshift(self.mask[:, 0, 0, :], dim=-1)
         spread = torch.fft.ifft(line.to(gram.dtype), dim=-1)
-        index = torch.arange(width, device=line.device)
+        index = torch.arange(by_row.shape[2], device=line.device)
         return gram * spread[:, (index[:, None] - index[None, :]) % width][:, None]
+
+    def _coil_images(self, image):
+        """S: (batch, [set,] H, W) -> (batch, coil, H, W)."""
+        images = self.sens_maps * image.unsqueeze(-3)
+        return images.sum(1) if self.has_sets else images
+
+    def _combine(self, coil_images):
+        """S^H."""
+        return (self.sens_maps.conj() * (coil_images[:, None] if self.has_sets else coil_images)).sum(-3)
+
+    def _to_rows(self, image):
+        """(batch, [set,] H, W) -> (batch, H, [set *] W, 1)."""
+        return (image.transpose(1, 2).flatten(2) if self.has_sets else image)[..., None]
+
+    def _from_rows(self, rows):
+        rows = rows[..., 0]
+        return rows.unflatten(2, (-1, self.mask.shape[-1])).transpose(1, 2) if self.has_sets else rows
 
 
 def conjugate_gradients(

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from mrigsure.denoiser import Prior
 from mrigsure.diffusion import sigma_schedule
-from mrigsure.fourier import fft2c, ifft2c, radial_bands, radius
+from mrigsure.fourier import fft2c, filtered, radial_bands, radius
 from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
 from mrigsure.seeds import complex_noise
+from mrigsure.soft_sense import JointFactor, other_sets_deviation
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
@@ -92,7 +93,7 @@ def draw(
     perturb: bool = True,
     after_level: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """One draw for every scan of the batch: complex (batch, H, W).
+    """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
 
     sigmas   falling levels, (levels,)
     start    the state at sigmas[0]; without it sigmas[0] times white noise
@@ -100,6 +101,8 @@ def draw(
     """
     operator, kspace = batch.operator, batch.kspace
     shape = (kspace.shape[0], *kspace.shape[-2:])
+
+    deviation = other_sets_deviation(batch) if operator.has_sets else None
 
     def noise(size=shape):
         return complex_noise(size, generator, kspace.dtype).to(kspace.device)
@@ -109,11 +112,15 @@ def draw(
         last = level + 1 == len(sigmas)
         x0 = denoise(x, torch.full(shape[:1], sigma, device=kspace.device))
         factor = spread(denoise, x, x0, sigma, generator)
-        measured, prior_noise = kspace, torch.zeros_like(x)
+        if operator.has_sets:  # the others have the mean 0
+            x0 = torch.nn.functional.pad(x0[:, None], (0, 0, 0, 0, 0, deviation.shape[1]))
+            factor = JointFactor(factor, deviation)
+        measured, prior_noise = kspace, torch.zeros_like(x0)
         if perturb and not last:
             measured = kspace + batch.sigma0[:, None, None, None] * noise(kspace.shape)
-            prior_noise = noise()
+            prior_noise = noise(x0.shape)
         estimate = solve_level(operator, measured, batch.sigma0, x0, factor, prior_noise)
+        estimate = estimate[:, 0] if operator.has_sets else estimate
         if after_level:
             after_level(level + 1)
         if last:
@@ -126,8 +133,8 @@ def draw(
 def solve_level(
     operator: SenseOperator, kspace: Tensor, sigma0: Tensor, x0: Tensor, factor: Factor, n2: Tensor
 ) -> Tensor:
-    """xh of one level, (batch, H, W). With a scalar R and a line mask the solve is direct."""
-    precision = sigma0[:, None, None].square().reciprocal()
+    """xh of one level, (batch, [set,] H, W) as x0. With a scalar R and a line mask the solve is direct."""
+    precision = sigma0.view(-1, *[1] * (x0.ndim - 1)).square().reciprocal()
     residual = operator.adjoint(kspace) - operator.normal(x0)
     if isinstance(factor, ScalarFactor) and operator.is_line_mask:
         shift = sigma0.square() / factor.variance
@@ -174,15 +181,15 @@ class PixelSpectrumFactor(Factor):
     amplitude: Tensor
 
     def apply(self, image):
-        return self.deviation * ifft2c(self.amplitude * fft2c(image))
+        return self.deviation * filtered(image, self.amplitude)
 
     def adjoint(self, image):
-        return ifft2c(self.amplitude * fft2c(self.deviation * image))
+        return filtered(self.deviation * image, self.amplitude)
 
     def preconditioner(self, operator, precision):
         """Smooth coils blur the mask, T ~ F^H blur(M) F; with D ~ 1 the system is then diagonal in k-space."""
         inverse = 1 / (1 + precision * blur(operator.mask[:, 0]).clamp_min(0) * self.amplitude**2)
-        return lambda image: ifft2c(inverse * fft2c(image))
+        return lambda image: filtered(image, inverse)
 
 
 @dataclass(frozen=True)

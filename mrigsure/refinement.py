@@ -6,11 +6,13 @@ draws with an R that was calibrated on held-out lines just before (calibrate.py)
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mrigsure.diffusion import sigma_schedule
+from mrigsure.gaussian import GaussianPrior
 from mrigsure.posterior import Denoise, Spread, draw
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
@@ -19,46 +21,77 @@ RESTART_SIGMA = 2 * SIGMA_DATA
 FIRST_LEVELS = 16
 
 
-def update_chains(
-    denoise: Denoise,
+@dataclass(frozen=True)
+class EStep:
+    """How a round draws.
+
+    denoise       the current prior
+    spread        of R, calibrated
+    levels        of a chain that goes on; a new one takes at least FIRST_LEVELS
+    samples       draws kept of each scan
+    sigma_max     where new chains start
+    sigma_min     where all end
+    """
+
+    denoise: Denoise
+    spread: Spread
+    levels: int
+    samples: int
+    sigma_max: float
+    sigma_min: float
+    seed: int
+    round_number: int
+    batch_size: int
+    device: object = "cpu"
+
+    def update(self, scans: ScanSet, indices: Sequence[int], chains: dict[int, Tensor]) -> Iterable[int]:
+        """Replace the chains of the scans `indices` by new draws; yields the number of scans done after each batch.
+
+        chains  scan index -> complex64 (samples, H, W) on the CPU, changed in place
+        The draws depend on the seed, the round and the scans' order alone.
+        """
+        done = 0
+        for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples)):
+            rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
+            batch = collate([scans[i] for i in part for _ in range(self.samples)]).to(self.device)
+            state, sigma_max, levels = None, self.sigma_max, max(self.levels, FIRST_LEVELS)
+            if part[0] in chains:
+                current = torch.cat([chains[i] for i in part]).to(self.device)
+                state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
+                sigma_max, levels = RESTART_SIGMA, self.levels
+            sigmas = sigma_schedule(levels, sigma_max, self.sigma_min)
+            drawn = draw(self.denoise, batch, sigmas, spread=self.spread, generator=rng, start=state)
+            for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):
+                chains[index] = images.clone()
+            done += len(part)
+            yield done
+
+
+def gaussian_chains(
+    prior: GaussianPrior,
     scans: ScanSet,
     indices: Sequence[int],
     chains: dict[int, Tensor],
     *,
-    spread: Spread,
-    levels: int,
-    sigma_max: float,
-    sigma_min: float,
+    samples: int,
     seed: int,
-    round_number: int,
     batch_size: int,
     device="cpu",
 ) -> Iterable[int]:
-    """Replace the chains of the scans `indices` by new draws; yields the number of scans done after each batch.
+    """The first chains where a Gaussian stands for the first stage: exact draws; yields the number of scans done."""
+    done = 0
+    for part in _batches(scans, indices, chains, max(1, batch_size // samples)):
+        rng = generator(seed, "gaussian chains", part[0], device=device)
+        batch = collate([scans[i] for i in part for _ in range(samples)]).to(device)
+        drawn = prior.draw(batch, rng).cpu().unflatten(0, (len(part), samples))
+        chains.update({index: images.clone() for index, images in zip(part, drawn, strict=True)})
+        done += len(part)
+        yield done
 
-    chains  scan index -> complex64 (H, W) on the CPU, changed in place. A scan without one starts from sigma_max.
-    The draws depend on the seed, the round and the scans' order alone.
-    """
+
+def _batches(scans, indices, chains, size):
+    """Scans of one matrix size, all with a chain or all without."""
     groups = {}
     for index in indices:
         groups.setdefault((scans.shapes[index], index in chains), []).append(index)
-    done = 0
-    for (_, has_chain), members in groups.items():
-        for start in range(0, len(members), batch_size):
-            part = members[start : start + batch_size]
-            rng = generator(seed, "chains", round_number, part[0], device=device)
-            batch = collate([scans[i] for i in part]).to(device)
-            state = None
-            if has_chain:
-                current = torch.stack([chains[i] for i in part]).to(device)
-                state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
-            sigmas = sigma_schedule(
-                levels if has_chain else max(levels, FIRST_LEVELS),
-                RESTART_SIGMA if has_chain else sigma_max,
-                sigma_min,
-            )
-            drawn = draw(denoise, batch, sigmas, spread=spread, generator=rng, start=state)
-            for index, image in zip(part, drawn.cpu(), strict=True):
-                chains[index] = image.clone()
-            done += len(part)
-            yield done
+    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]

@@ -2,17 +2,22 @@
 
 A prepared file is a fastMRI file (`kspace`, `mask`, `ismrmrd_header`, `reconstruction_rss` where known) plus
 
-    sens_maps          complex64 (slices, coils, H, W), sum over coils |S|^2 = 1 at every pixel
+    sens_maps          complex64 (slices, [sets,] coils, H, W), sum over coils |S|^2 = 1 at every pixel; several sets,
+                       where the field of view folds over, are orthonormal to each other
     sampling_density   float32, of the mask's shape: p(k), 0 outside the acquired support
     target             complex64 (slices, H, W), only where the truth is known
     attributes         schema_version, noise_std (per real part, in the file's units), scale (file = scale * raw),
-                       acquisition, patient_hash, source, source_sha256, seed, parameters (JSON), version
+                       acquisition, patient_hash, source, source_sha256, seed, parameters (JSON), version,
+                       warnings (JSON): what was said while the file was made,
+                       noise (JSON): where noise_std comes from, its relative standard error; what was added
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import h5py
@@ -26,6 +31,7 @@ from mrigsure.files import atomic
 from mrigsure.operators import SenseOperator
 
 SCHEMA_VERSION = 1
+_KEPT_BYTES = 2e9
 SIGMA_DATA = 0.5  # standard deviation per real part inside the body of a prepared scan's low-resolution image
 
 
@@ -35,7 +41,7 @@ class Scan:
 
     kspace     complex64 (coil, H, W), 0 where not sampled, noise white with `noise_std` in each real part
     mask       float32 (H, W), 0 or 1
-    sens_maps  complex64 (coil, H, W), sum |S|^2 = 1
+    sens_maps  complex64 ([set,] coil, H, W), sum |S|^2 = 1; sets orthonormal to each other (docs/soft_sense.md)
     density    float32 (H, W), p(k)
     scale      prepared image = scale * raw image
     target     complex64 (H, W) or None: the clean image, known in simulations only and never read by training
@@ -53,7 +59,7 @@ class Scan:
     def __post_init__(self):
         coils, height, width = self.kspace.shape
         expected = {
-            "sens_maps": (coils, height, width),
+            "sens_maps": (*self.sens_maps.shape[:-3][:1], coils, height, width),
             "mask": (height, width),
             "density": (height, width),
         }
@@ -99,8 +105,9 @@ def _radius(shape):
 
 @dataclass(frozen=True)
 class ScanBatch:
-    """Scans of one matrix size, stacked: kspace, sens_maps (batch, coil, H, W); mask, density (batch, 1, H, W);
-    sigma0 (batch,), each scan's noise_std. Scans of fewer coils are filled up with empty ones, whose maps are 0."""
+    """Scans of one matrix size, stacked: kspace (batch, coil, H, W); sens_maps (batch, [set,] coil, H, W); mask,
+    density (batch, 1, H, W); sigma0 (batch,), each scan's noise_std. Scans of fewer coils are filled up with empty
+    ones, whose maps are 0."""
 
     kspace: Tensor
     mask: Tensor
@@ -121,7 +128,7 @@ def collate(scans: Sequence[Scan]) -> ScanBatch:
     coils = max(scan.kspace.shape[0] for scan in scans)
 
     def fill(tensor):
-        return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, coils - tensor.shape[0]))
+        return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, coils - tensor.shape[-3]))
 
     return ScanBatch(
         kspace=torch.stack([fill(scan.kspace) for scan in scans]),
@@ -161,12 +168,14 @@ class PreparedVolume:
     source_sha256: str = ""
     seed: int = 0
     parameters: dict = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    noise: dict = field(default_factory=dict)
     ismrmrd_header: str | None = None
     target: np.ndarray | None = None
 
     def __post_init__(self):
         slices, coils, height, width = self.kspace.shape
-        if self.sens_maps.shape != self.kspace.shape:
+        if (self.sens_maps.shape[0], *self.sens_maps.shape[-3:]) != self.kspace.shape or self.sens_maps.ndim > 5:
             raise ValueError(f"sens_maps {self.sens_maps.shape} differ from kspace {self.kspace.shape}")
         if self.mask.shape not in ((width,), (height, width)) or self.sampling_density.shape != self.mask.shape:
             raise ValueError(f"mask {self.mask.shape} and density {self.sampling_density.shape} do not fit kspace")
@@ -193,32 +202,74 @@ class PreparedVolume:
 _TEXT = ("acquisition", "patient_hash", "source", "source_sha256")
 
 
+class PreparedWriter:
+    """A prepared file in the making, slice by slice, so that no more than a slice need be in memory::
+
+        with prepared_writer(path, slices) as writer:
+            writer.put(0, kspace=..., sens_maps=...)
+            writer.finish(mask=..., noise_std=..., ...)
+
+    K-space of a line mask is stored by lines, and lines never sampled take no room; that of other masks is compressed.
+    """
+
+    def __init__(self, file: h5py.File, slices: int, mask: np.ndarray):
+        self._file, self._slices, self._mask = file, slices, np.asarray(mask) > 0
+        file["mask"] = self._mask.astype(np.uint8)
+
+    def put(self, index: int, **arrays: np.ndarray | None) -> None:
+        """Write one slice of `kspace` (coils, H, W), `sens_maps` ([sets,] coils, H, W), `target` (H, W); any order."""
+        for key, array in arrays.items():
+            if array is None:
+                continue
+            if key not in self._file:
+                self._create(key, array.shape)
+            if key == "kspace" and self._by_lines:
+                for line in np.flatnonzero(self._mask):
+                    self._file[key][index, :, :, line] = array[:, :, line]
+            else:
+                self._file[key][index] = array
+            if key == "target":
+                self.put(index, reconstruction_rss=np.abs(array))
+
+    def finish(self, facts: Mapping) -> None:
+        """Write what concerns the whole volume: the fields of PreparedVolume that are no arrays of slices."""
+        self._file["sampling_density"] = facts["sampling_density"].astype(np.float32)
+        if facts["ismrmrd_header"] is not None:
+            self._file["ismrmrd_header"] = facts["ismrmrd_header"]
+        record = {key: facts[key] for key in _TEXT}
+        record |= {"noise_std": float(facts["noise_std"]), "scale": float(facts["scale"]), "seed": int(facts["seed"])}
+        record |= {key: json.dumps(facts[key], sort_keys=True) for key in ("parameters", "warnings", "noise")}
+        record |= {"schema_version": SCHEMA_VERSION, "version": mrigsure.__version__}
+        for key, value in record.items():
+            self._file.attrs[key] = value
+
+    @property
+    def _by_lines(self):
+        return self._mask.ndim == 1 and not self._mask.all()
+
+    def _create(self, key, shape):
+        chunks, options = (1, *shape), {}
+        if key == "kspace":
+            chunks = (1, *shape[:-1], 1) if self._by_lines else chunks
+            options = {} if self._mask.ndim == 1 else {"compression": "gzip", "compression_opts": 1}
+        kind = np.float32 if key == "reconstruction_rss" else np.complex64
+        self._file.create_dataset(key, (self._slices, *shape), kind, chunks=chunks, **options)
+
+
+@contextmanager
+def prepared_writer(path, slices: int, mask: np.ndarray) -> Iterator[PreparedWriter]:
+    """Open a PreparedWriter; the file appears at `path` when all is written, or not at all."""
+    with atomic(path) as partial, h5py.File(partial, "w") as file:
+        yield PreparedWriter(file, slices, mask)
+
+
 def write_prepared(path, volume: PreparedVolume) -> None:
     """Write a prepared file, whole or not at all; the same volume gives the same bytes."""
-    with atomic(path) as partial, h5py.File(partial, "w") as file:
-        one_slice = (1, *volume.kspace.shape[1:])
-        for key in ("kspace", "sens_maps"):
-            file.create_dataset(
-                key,
-                data=getattr(volume, key).astype(np.complex64),
-                chunks=one_slice,
-                **({"compression": "gzip", "compression_opts": 1} if key == "kspace" else {}),
-            )
-        file["mask"] = volume.mask.astype(np.uint8)
-        file["sampling_density"] = volume.sampling_density.astype(np.float32)
-        if volume.ismrmrd_header is not None:
-            file["ismrmrd_header"] = volume.ismrmrd_header
-        if volume.target is not None:
-            file["target"] = volume.target.astype(np.complex64)
-            file["reconstruction_rss"] = np.abs(volume.target).astype(np.float32)
-        for key in _TEXT:
-            file.attrs[key] = getattr(volume, key)
-        file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["noise_std"] = float(volume.noise_std)
-        file.attrs["scale"] = float(volume.scale)
-        file.attrs["seed"] = int(volume.seed)
-        file.attrs["parameters"] = json.dumps(volume.parameters, sort_keys=True)
-        file.attrs["version"] = mrigsure.__version__
+    with prepared_writer(path, len(volume.kspace), volume.mask) as writer:
+        for index in range(len(volume.kspace)):
+            target = None if volume.target is None else volume.target[index]
+            writer.put(index, kspace=volume.kspace[index], sens_maps=volume.sens_maps[index], target=target)
+        writer.finish(vars(volume))
 
 
 def read_prepared(path, slices: slice | Sequence[int] = slice(None), target: bool = False) -> PreparedVolume:
@@ -248,6 +299,8 @@ def read_prepared(path, slices: slice | Sequence[int] = slice(None), target: boo
                 scale=float(file.attrs["scale"]),
                 seed=int(file.attrs["seed"]),
                 parameters=json.loads(file.attrs["parameters"]),
+                warnings=tuple(json.loads(file.attrs.get("warnings", "[]"))),
+                noise=json.loads(file.attrs.get("noise", "{}")),
                 ismrmrd_header=header,
                 target=file["target"][slices] if target and "target" in file else None,
                 **{key: str(file.attrs[key]) for key in _TEXT},
@@ -279,6 +332,7 @@ class VolumeFacts:
     kspace_shape: tuple[int, int, int, int]
     mask: np.ndarray
     noise_std: float
+    map_sets: int = 1
 
     @property
     def acceleration(self) -> float:
@@ -292,27 +346,38 @@ def volume_facts(path) -> VolumeFacts:
         if not {"kspace", "sens_maps", "mask"} <= set(file) or "noise_std" not in file.attrs:
             raise InputError(path, "no prepared scan", "one made by `mrigsure prepare`")
         return VolumeFacts(
-            Path(path), tuple(file["kspace"].shape), file["mask"][()] > 0, float(file.attrs["noise_std"])
+            Path(path),
+            tuple(file["kspace"].shape),
+            file["mask"][()] > 0,
+            float(file.attrs["noise_std"]),
+            file["sens_maps"].shape[1] if file["sens_maps"].ndim == 5 else 1,
         )
 
 
 class ScanSet(Sequence):
-    """Every slice of many prepared files, read when asked for.
+    """Every slice of many prepared files, read when asked for; an archive below 2 GB stays in memory once read.
 
-    paths  files, or folders that are searched for *.h5
+    paths    files, or folders that are searched for *.h5
+    targets  read the truth too, where a file has it
     """
 
-    def __init__(self, paths: Sequence):
+    def __init__(self, paths: Sequence, targets: bool = False):
         self.volumes = [volume_facts(path) for path in prepared_files(paths)]
+        self.targets = targets
         self._index = [(v.path, number) for v in self.volumes for number in range(v.kspace_shape[0])]
         self.shapes = [v.kspace_shape[-2:] for v in self.volumes for _ in range(v.kspace_shape[0])]
+        size = 2 * 8 * sum(math.prod(v.kspace_shape) for v in self.volumes)  # k-space and maps, complex64
+        self._read = cache(self._read) if size < _KEPT_BYTES else self._read
 
     def __len__(self):
         return len(self._index)
 
     def __getitem__(self, index: int) -> Scan:
+        return self._read(index)
+
+    def _read(self, index):
         path, number = self._index[index]
-        return read_prepared(path, slice(number, number + 1)).scan(0, self.name(index))
+        return read_prepared(path, slice(number, number + 1), target=self.targets).scan(0, self.name(index))
 
     def name(self, index: int) -> str:
         """File stem and slice number of scan `index`."""

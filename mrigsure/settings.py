@@ -58,32 +58,81 @@ class PrepareSettings:
     """Turn raw k-space files into prepared scans: mask, noise level, whitened coils, sensitivity maps, scale.
 
     Args:
-        raw: raw files or folders: fastMRI .h5, Siemens twix .dat, BART .cfl/.hdr, .npy
+        raw: raw files or folders: fastMRI .h5, ISMRMRD .h5 and .mrd, Siemens twix .dat, BART .cfl/.hdr, .npy, .npz, .mat
         out: folder for the prepared .h5 files, one a raw file
-        mask: .npy file with the mask of .npy and BART raw data that were acquired undersampled
+        mask: .npy file with the mask of .npy, .npz, .mat and BART raw data that were acquired undersampled
+        encoding: number of the encoding to read from ISMRMRD files where several hold imaging lines
+        repetitions: of ISMRMRD and twix files: separate, as more slices, one repetition after the other; or average
         pattern: mask to apply to fully sampled raw data; without it the sampled points are found from the zeros
         acceleration: acceleration of the mask to apply
         center_fraction: fully sampled share of the phase-encoding lines (poisson: of each axis)
+        partial_fourier: share of the phase-encoding lines that the mask to apply may hold; the last ones are left out
+        apply_mask: .npy file of a mask, (W,) or (H, W), or of several along a first axis, to apply instead of a pattern
         calibration: height and width of the calibration region in samples; found from the mask if not given
         seed: seed of the mask, together with the file's name
+        add_noise: add white noise until the prepared scan has this SNR: 20 log10 of the signal's standard deviation
+            inside the body over the noise's; for controlled studies
         keep_target: store the SENSE image of a fully sampled raw scan as `target`, for evaluation
         overwrite: prepare again what the folder already holds
+        previews: draw a page for every volume: images, maps, mask, noise and g-factor, as OUT/previews/NAME.png
+        dry_run: say what would be done and how long it takes, and write nothing
+        workers: processes on this machine, one thread each; the result is the same
+        scheduler: address of a Dask scheduler whose workers see the same folders, instead of local processes
+        tls_ca: certificate of the authority that signed the scheduler's
+        tls_cert: certificate of this client
+        tls_key: private key of this client
     """
 
     raw: list[str]
     out: str
     mask: str | None = None
+    encoding: int | None = None
+    repetitions: Literal["separate", "average"] = "separate"
     pattern: Pattern | None = None
     acceleration: float = 4.0
     center_fraction: float = 0.08
+    partial_fourier: float = 1.0
+    apply_mask: str | None = None
     calibration: tuple[int, int] | None = None
     seed: int = 0
+    add_noise: float | None = None
     keep_target: bool = False
     overwrite: bool = False
+    previews: bool = False
+    dry_run: bool = False
+    workers: int = 1
+    scheduler: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def __post_init__(self):
-        _within(self, 1, "acceleration", "calibration")
+        _within(self, 1, "acceleration", "calibration", "workers")
         _within(self, 0, "center_fraction", most=1)
+        _within(self, 0.5, "partial_fourier", most=1)
+        _within(self, 0, "seed", "encoding")
+        if self.pattern and self.apply_mask:
+            raise InputError("--apply-mask", f"--pattern {self.pattern} too", "one of the two")
+
+
+@dataclass(frozen=True)
+class FeasibilitySettings:
+    """Say whether prepared scans can teach a prior, what is blind to them, and the smallest change that cures it.
+
+    Args:
+        prepared: prepared files or folders
+        out: file name without suffix, for a .json with every figure and a .png
+        delta: share of lines that training would hold out of its input
+        seed: every random choice derives from it
+    """
+
+    prepared: list[str]
+    out: str = "feasibility"
+    delta: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self):
+        _within(self, 0, "delta", most=0.95)
         _within(self, 0, "seed")
 
 
@@ -94,18 +143,30 @@ class TrainSettings:
     Args:
         prepared: prepared files or folders
         out: folder of the prior
-        steps: updates of the first stage, held-out split GSURE on perturb-and-solve inputs; may be 0 with --init-from
+        objective: of the first stage. heldout: split GSURE with held-out lines; split: without; gsure: with Hutchinson's
+            divergence (Kawar et al.); denoised: GSURE-denoise fully sampled noisy scans, then learn from those images;
+            supervised: learn from the clean targets in the prepared files, for studies
+        input: of the first stage. solve: perturb-and-solve; adjoint: the zero-filled image
+        start: network, or gaussian to skip the first stage: the first draws come from a Gaussian fitted by
+            expectation-maximisation
+        steps: updates of the first stage; may be 0 with --init-from or --start gaussian
         rounds: refinement rounds (expectation-maximisation) after the first stage
         round_steps: updates in each round
         round_scans: scans drawn anew in each round; 0 means all
-        round_levels: network evaluations of each persistent chain in a round
+        round_samples: draws kept of each scan
+        round_levels: levels of each persistent chain in a round
+        patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
         batch_size: scans in an update
+        accumulate: batches whose gradients make one update
         learning_rate: peak learning rate of Adam
-        channels: network width at each resolution
+        decay: share of all updates at the end over which the learning rate falls to a twentieth
+        channels: network width at each resolution, multiples of 8
         ema: decay of the averaged weights
-        delta: largest share of lines held out of the input; drawn uniformly below it, smaller at low sigma
+        delta: largest share of lines held out of the input at low and at high sigma; each scan's is drawn uniformly
         weights: 1/p weighs every sampled line by its density; 1/q is the uniform full-image loss
-        sigma_max: largest diffusion level, per real part, in units where the data's is 0.5
+        sigma_max: largest diffusion level, per real part, in units where the body's standard deviation is 0.5
+        keep_rounds: keep the prior of every round, in round_0, round_1, ... inside the prior's folder
+        crop: side of random crops that the rounds train on; 0 means whole images
         validation: share of the files held apart for the truth-free figures
         validation_scans: scans measured for those figures
         checkpoint_minutes: minutes between checkpoints
@@ -115,23 +176,34 @@ class TrainSettings:
         device: auto, cpu or cuda
         threads: CPU threads; 0 leaves torch's choice
         precision: autocast of the network only
+        compile: run the network through torch.compile
+        tensorboard: write losses, figures and pictures for TensorBoard into the prior's folder
         seed: every random choice derives from it
     """
 
     prepared: list[str]
     out: str
-    steps: int = 4000
-    rounds: int = 4
-    round_steps: int = 400
+    objective: Literal["heldout", "split", "gsure", "denoised", "supervised"] = "heldout"
+    input: Literal["solve", "adjoint"] = "solve"
+    start: Literal["network", "gaussian"] = "network"
+    steps: int = 3000
+    rounds: int = 6
+    round_steps: int = 500
     round_scans: int = 0
+    round_samples: int = 1
     round_levels: int = 8
+    patience: int = 0
+    keep_rounds: bool = False
     batch_size: int = 8
-    learning_rate: float = 3e-4
+    accumulate: int = 1
+    learning_rate: float = 1.5e-3
+    decay: float = 0.2
     channels: tuple[int, ...] = (24, 48, 64, 64)
-    ema: float = 0.999
-    delta: float = 0.5
+    ema: float = 0.995
+    delta: tuple[float, float] = (0.2, 0.5)
     weights: Literal["1/p", "1/q"] = "1/p"
     sigma_max: float = 20.0
+    crop: int = 0
     validation: float = 0.1
     validation_scans: int = 16
     checkpoint_minutes: float = 5.0
@@ -140,14 +212,25 @@ class TrainSettings:
     init_from: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16"] = "bf16"
+    compile: bool = False
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self):
-        _within(self, 1, "round_steps", "round_levels", "batch_size", "channels", "validation_scans")
-        _within(self, 0, "steps", "rounds", "round_scans", "checkpoint_minutes", "seconds", "threads", "seed")
-        _within(self, 0, "learning_rate", "ema", "delta", "validation", most=1)
+        least_steps = 0 if self.init_from or self.start == "gaussian" else 1
+        _within(self, least_steps, "steps")
+        _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
+        _within(self, 2, "round_levels")
+        _within(self, 0, "rounds", "round_scans", "patience", "crop", "checkpoint_minutes", "seconds", "threads", "seed")
+        _within(self, 0, "learning_rate", "ema", "decay", most=1)
+        _within(self, 0, "delta", most=0.95)
+        _within(self, 0, "validation", most=0.9)
         _within(self, 1, "sigma_max")
+        if self.objective == "supervised" and self.rounds:
+            raise InputError("--rounds", str(self.rounds), "0 with --objective supervised, which has nothing to draw")
+        if any(width % 8 for width in self.channels):
+            raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
 
 
 @dataclass(frozen=True)
@@ -231,14 +314,55 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """Say whether a prior remembers its training scans: samples too near to them, withheld lines that it knows.
+
+    Args:
+        prior: folder of the prior, or "shipped"
+        scans: the prepared files or folders that it was trained on; those it held apart are found by training.json
+        against: folder of another prior of the same scans, to compare with
+        unseen: prepared file or folder that training never saw; then all of SCAN are training scans
+        out: JSON file for the figures
+        samples: images generated
+        count: files of either kind of which a scan is reconstructed from a few lines
+        draws: posterior draws of each
+        levels: network evaluations a sample or draw
+        device: auto, cpu or cuda
+        seed: every random choice derives from it
+    """
+
+    prior: str
+    scans: list[str]
+    against: str | None = None
+    unseen: str | None = None
+    out: str = "audit.json"
+    samples: int = 16
+    count: int = 16
+    draws: int = 4
+    levels: int = 16
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        _within(self, 1, "samples", "count", "draws")
+        _within(self, 4, "levels")
+        _within(self, 0, "seed")
+
+
+@dataclass(frozen=True)
 class InspectSettings:
     """Say what is in a file that mrigsure reads or writes, on one screen.
 
     Args:
         file: raw file, prepared scan, reconstruction, or folder of a prior
+        encoding: number of the encoding to read from an ISMRMRD file where several hold imaging lines
     """
 
     file: str
+    encoding: int | None = None
+
+    def __post_init__(self):
+        _within(self, 0, "encoding")
 
 
 @dataclass(frozen=True)

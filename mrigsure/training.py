@@ -1,11 +1,14 @@
-"""Training a prior on prepared scans: held-out split GSURE, then rounds of expectation-maximisation.
+"""Training a prior on prepared scans: a first stage, then rounds of expectation-maximisation.
 
-    round 0          `steps` updates of objectives.split_gsure on perturb-and-solve inputs
+    round 0          `steps` updates of an objective of objectives.py; held-out split GSURE on perturb-and-solve inputs
+                     unless asked otherwise
     round 1, 2, ...  E: new posterior draws of the training scans (refinement.py), their spread calibrated on held-out
                      lines at the end of the round before; M: `round_steps` updates of plain denoising on them
 
-Weights and optimiser stay warm from round to round. Every update's random numbers come from (seed, round, step) alone,
-so that a run that was killed goes on from its checkpoint to the very bits it would have reached.
+Weights and optimiser stay warm from round to round. Every round is judged without truth on held-out lines of held-apart
+scans: one whose draws lose power is refused and undone, and the prior that is saved is the one of the best energy score.
+Every update's random numbers come from (seed, round, step) alone, so that a run that was killed goes on from its
+checkpoint to the very bits it would have reached.
 """
 
 import json
@@ -21,18 +24,19 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mrigsure
-from mrigsure.archive import Archive, open_archive
+from mrigsure.archive import Archive, measured_sigma_data, open_archive
 from mrigsure.calibrate import NEUTRAL, calibrate_spread
 from mrigsure.card import model_card
 from mrigsure.denoiser import Denoiser, DenoiserConfig, load_prior, save_prior
 from mrigsure.devices import pick_device
-from mrigsure.diffusion import draw_sigma, lowest_solve_sigma, sigma_schedule
+from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve, sigma_schedule
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.files import atomic
-from mrigsure.objectives import denoising, split_gsure
+from mrigsure.gaussian import fit_gaussian
+from mrigsure.objectives import denoising, gsure, split_gsure
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread
 from mrigsure.progress import Meter, say
-from mrigsure.refinement import update_chains
+from mrigsure.refinement import EStep, gaussian_chains
 from mrigsure.scan import SIGMA_DATA, collate
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
@@ -40,10 +44,15 @@ from mrigsure.validation import held_out_figures
 
 CHECKPOINT = "checkpoint.pt"
 _WARMUP = 100  # updates until the learning rate is reached
+_FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
 _CALIBRATION_LEVELS = 12
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
-_MAY_CHANGE = ("prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads")
+_GAUSSIAN_SCANS = 96
+_POWER_LOSS = 0.98  # a collapsed band's power, over what it was before the round, below which the round is to blame
+_MAY_CHANGE = (
+    "prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads", "patience",
+)  # fmt: skip
 
 
 def train(settings: TrainSettings) -> Path:
@@ -52,13 +61,15 @@ def train(settings: TrainSettings) -> Path:
     Raises InputError for unusable scans or settings, an archive that cannot teach a prior, or a checkpoint that was
     made with other settings.
     """
-    _check(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     checkpoint = Path(settings.out) / CHECKPOINT
     if checkpoint.exists() and not settings.resume:
         raise InputError(checkpoint, "another run's checkpoint", "--resume to go on with it, or another --out")
-    trainer = Trainer(settings, open_archive(settings.prepared, settings.validation, settings.seed))
+    archive = open_archive(
+        settings.prepared, settings.validation, settings.seed, targets=settings.objective == "supervised"
+    )
+    trainer = Trainer(settings, archive)
     if settings.resume and checkpoint.exists():
         trainer.load_checkpoint()
     return trainer.run()
@@ -76,16 +87,19 @@ class Trainer:
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)  # the network's initial weights
-        model = Denoiser(settings.channels)
-        self.lowest, self.bands = lowest_solve_sigma(archive.record["noise_std"][0]), NEUTRAL
-        if settings.init_from:
-            start = load_prior(settings.init_from)
+        start = load_prior(settings.init_from) if settings.init_from else None
+        self.sigma_data = start.config.sigma_data if start else measured_sigma_data(archive)
+        model = Denoiser(settings.channels, self.sigma_data)
+        self.lowest, self.bands = self._lowest_first_stage(torch.tensor(archive.record["noise_std"][0])).item(), NEUTRAL
+        if start:
             if start.config.channels != tuple(settings.channels):
                 raise InputError(
                     settings.init_from, f"channels {start.config.channels}", f"channels {tuple(settings.channels)}"
                 )
             model.load_state_dict(start.denoiser.state_dict())
             self.lowest, self.bands = min(self.lowest, start.config.sigma_min), start.config.spread
+        if settings.compile:
+            model.network.compile()
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(
@@ -96,35 +110,50 @@ class Trainer:
         self.loss = 0.0  # of this round, smoothed
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
+        self.before: dict = {}  # the state at the start of this round
+        self.best: dict = {}  # the prior of the best energy score so far
+        self.stale, self.refused = 0, 0  # rounds in a row that did not better it; that were refused
         self.started = self.saved = time.monotonic()
 
     def run(self) -> Path:
         """Everything from the present state to the finished prior."""
         say(_summary(self.archive.record))
-        while self.round <= self.settings.rounds and not self._out_of_time():
+        while self.round <= self.settings.rounds and not self._out_of_time() and not self._is_done():
             if self.round > 0 and self.step == 0:
+                self.before = self._state()
                 self._draw_chains()
             self._updates()
             if self._out_of_time():
                 self.save_checkpoint()
                 break
             if self.updates:
-                self._calibrate()
+                self._judge()
             self.round, self.step = self.round + 1, 0
             self.save_checkpoint()
         self._finish()
         return self.folder
 
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The averaged prior, without gradients."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.average.module(x, sigma)
+
+    def _is_done(self) -> bool:
+        return self.refused > 1 or (0 < self.settings.patience <= self.stale)
+
+    # --- updates ---
+
     def _updates(self):
         total = self.settings.round_steps if self.round else self.settings.steps
-        label = f"round {self.round}" if self.round else "split GSURE"
+        label = f"round {self.round}" if self.round else self.settings.objective
         with ThreadPoolExecutor(1) as reader, Meter(label, total, done=self.step) as meter:
             mark, seen = time.monotonic(), 0
-            following = reader.submit(self._batch, self.step)
+            following = reader.submit(self._batches, self.step)
             while self.step < total and not self._out_of_time():
-                batch, following = following.result(), reader.submit(self._batch, self.step + 1)
-                loss = self._update(*batch)
-                self.step, self.updates, seen = self.step + 1, self.updates + 1, seen + self.settings.batch_size
+                batches, following = following.result(), reader.submit(self._batches, self.step + 1)
+                loss = self._update(batches)
+                self.step, self.updates = self.step + 1, self.updates + 1
+                seen += self.settings.batch_size * self.settings.accumulate
                 self.loss = loss if self.step == 1 else 0.98 * self.loss + 0.02 * loss
                 if self._validate_now(total):
                     self._validate()
@@ -134,65 +163,132 @@ class Trainer:
                 if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
                     self.save_checkpoint()
 
-    def _batch(self, step):
-        """Scans of one matrix size for update `step` of this round: (indices, ScanBatch or None in an M-step)."""
-        rng = generator(self.settings.seed, "batch", self.round, step)
-        pool = sorted(self.chains) if self.round else self.archive.training
-        first = pool[int(torch.randint(len(pool), (1,), generator=rng))]
-        alike = [i for i in pool if self.archive.scans.shapes[i] == self.archive.scans.shapes[first]]
-        picks = torch.randint(len(alike), (self.settings.batch_size,), generator=rng).tolist()
-        indices = [alike[pick] for pick in picks]
-        return indices, None if self.round else collate([self.archive.scans[i] for i in indices])
+    def _batches(self, step):
+        return [self._batch(step, part) for part in range(self.settings.accumulate)]
 
-    def _update(self, indices, batch) -> float:
-        rng = generator(self.settings.seed, "update", self.round, self.step)
+    def _batch(self, step, part):
+        """Scans of one matrix size: (sigma0 (batch,), ScanBatch or clean images (batch, H, W))."""
+        rng = generator(self.settings.seed, "batch", self.round, step, part)
+        pool = sorted(self.chains) if self.round else self.archive.training
+        scans, size = self.archive.scans, self.settings.batch_size
+        first = pool[int(torch.randint(len(pool), (1,), generator=rng))]
+        alike = [i for i in pool if scans.shapes[i] == scans.shapes[first]]
+        picks = [alike[pick] for pick in torch.randint(len(alike), (size,), generator=rng).tolist()]
         if self.round:
-            image = _augment(torch.stack([self.chains[i] for i in indices]), rng).to(self.device)
-            lowest = torch.full((len(indices),), self.lowest)
-        else:
-            batch = batch.to(self.device)
-            lowest = lowest_solve_sigma(batch.sigma0.cpu())
-        sigma = draw_sigma(lowest, self.settings.sigma_max, rng).to(self.device)
-        noise = generator(self.settings.seed, "noise", self.round, self.step, device=self.device)
-        if self.round:
-            loss = denoising(self.model, image, sigma, noise)
-        else:
-            delta = _held_out_share(sigma, self.settings.delta, noise)
-            loss = split_gsure(self.model, batch, sigma, delta, noise, weights=self.settings.weights)
-        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-        loss = (weight * loss).mean()
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * min(1, (self.updates + 1) / _WARMUP)
+            which = torch.randint(self.settings.round_samples, (size,), generator=rng).tolist()
+            return torch.stack([self.chains[i][k] for i, k in zip(picks, which, strict=True)])
+        chosen = [scans[i] for i in picks]
+        if self.settings.objective == "supervised":
+            return torch.stack([scan.target for scan in chosen])
+        return collate(chosen)
+
+    def _update(self, batches) -> float:
+        share = min(1.0, self.updates / max(self._all_updates(), 1))
+        decay = min(1.0, (1 - share) / self.settings.decay) if self.settings.decay else 1.0
+        rate = min(1, (self.updates + 1) / _WARMUP) * max(decay, _FINAL_RATE)
+        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * rate
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        total = 0.0
+        for part, batch in enumerate(batches):
+            loss = self._loss(batch, part) / len(batches)
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-        return float(loss.detach())
+        return total
+
+    def _loss(self, batch, part) -> Tensor:
+        names = (self.round, self.step, part)
+        rng = generator(self.settings.seed, "update", *names)
+        noise = generator(self.settings.seed, "noise", *names, device=self.device)
+        images = isinstance(batch, Tensor)
+        batch = (_crop(_augment(batch, rng), self.settings.crop, rng) if images else batch).to(self.device)
+        count = len(batch) if images else len(batch.sigma0)
+        lowest = torch.full((count,), self._lowest_trained()) if images else self._lowest_first_stage(batch.sigma0.cpu())
+        sigma = draw_sigma(lowest, self.settings.sigma_max, rng).to(self.device)
+        if images:
+            loss = denoising(self.model, batch, sigma, noise)
+        else:
+            loss = self._first_stage_loss(batch, sigma, noise)
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        return (weight * loss).mean()
+
+    def _first_stage_loss(self, batch, sigma, noise) -> Tensor:
+        diffuse = {"solve": perturb_and_solve, "adjoint": diffuse_adjoint}[self.settings.input]
+        if self.settings.objective in ("gsure", "denoised"):
+            return gsure(self.model, batch, sigma, noise, diffuse=diffuse)
+        most = self.settings.delta if self.settings.objective == "heldout" else (0.0, 0.0)
+        delta = _held_out_share(sigma, most, noise)
+        return split_gsure(self.model, batch, sigma, delta, noise, weights=self.settings.weights, diffuse=diffuse)
+
+    def _lowest_first_stage(self, sigma0: Tensor) -> Tensor:
+        """The least level that the first stage can be trained at, for scans of noise `sigma0`."""
+        if self.settings.objective == "supervised":
+            return sigma0 / 4
+        if self.settings.input == "solve":
+            return lowest_solve_sigma(sigma0)
+        # the target of split GSURE has twice the data's variance there; Hutchinson's form needs only sigma > sigma0
+        return sigma0 * (2**0.5 if self.settings.objective in ("split", "heldout") else 1.02)
+
+    def _lowest_trained(self) -> float:
+        """Once refined, the prior is defined below the data's noise; a quarter of it is as far as a draw needs to go."""
+        return self.archive.record["noise_std"][0] / 4
+
+    def _all_updates(self) -> int:
+        return self.settings.steps + self.settings.rounds * self.settings.round_steps
+
+    # --- the E-step ---
 
     def _draw_chains(self):
-        pool = self.archive.training
-        count = self.settings.round_scans or len(pool)
-        order = torch.randperm(len(pool), generator=generator(self.settings.seed, "scans", self.round)).tolist()
+        pool, settings = self.archive.training, self.settings
+        count = settings.round_scans or len(pool)
+        order = torch.randperm(len(pool), generator=generator(settings.seed, "scans", self.round)).tolist()
         indices = sorted(pool[k] for k in order[:count])
-        progress = update_chains(
-            self.average.module,
-            self.archive.scans,
-            indices,
-            self.chains,
-            spread=PixelSpectrumSpread(self.bands),
-            levels=self.settings.round_levels,
-            sigma_max=self.settings.sigma_max,
-            sigma_min=self.lowest,
-            seed=self.settings.seed,
-            round_number=self.round,
-            batch_size=self.settings.batch_size,
-            device=self.device,
-        )
+        if settings.objective == "denoised":
+            progress = self._denoise_scans(indices) if self.round == 1 else ()
+        elif self.round == 1 and settings.start == "gaussian":
+            stride = max(1, len(pool) // _GAUSSIAN_SCANS)
+            prior = fit_gaussian([self.archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed)
+            progress = gaussian_chains(
+                prior,
+                self.archive.scans,
+                indices,
+                self.chains,
+                samples=settings.round_samples,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                device=self.device,
+            )
+        else:
+            step = EStep(
+                denoise=self.denoise,
+                spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.bands),
+                levels=settings.round_levels,
+                samples=settings.round_samples,
+                sigma_max=settings.sigma_max,
+                sigma_min=self.lowest,
+                seed=settings.seed,
+                round_number=self.round,
+                batch_size=settings.batch_size,
+                device=self.device,
+            )
+            progress = step.update(self.archive.scans, indices, self.chains)
         with Meter(f"round {self.round}, drawing", len(indices)) as meter:
             for done in progress:
                 meter.update(done)
-        # once refined, the prior is defined below the data's noise; a quarter of it is as far as a draw needs to go
-        self.lowest = min(self.lowest, self.archive.record["noise_std"][0] / 4)
+        self.lowest = min(self.lowest, self._lowest_trained())
+
+    def _denoise_scans(self, indices):
+        """Fully sampled noisy scans to their GSURE-denoised images, which stand for clean ones from then on."""
+        for done, index in enumerate(indices, 1):
+            batch = self.archive.scans[index].batch().to(self.device)
+            level = batch.sigma0.clamp_min(self.lowest)
+            image = self.denoise(batch.operator.adjoint(batch.kspace), level).cpu()
+            self.chains[index] = image.expand(self.settings.round_samples, *image.shape[1:]).clone()
+            yield done
+
+    # --- judging without truth ---
 
     def _validate_now(self, total) -> bool:
         return not self.round and (self.step in _EARLY_FIGURES or self.step % max(total // 8, 1) == 0)
@@ -206,7 +302,7 @@ class Trainer:
     def _validate(self):
         """The truth-free figures on the way, with the cheap scalar spread."""
         figures = held_out_figures(
-            self.average.module,
+            self.denoise,
             self._scans_for_figures,
             sigma_schedule(_VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
             spread=ScalarSpread(),
@@ -215,68 +311,117 @@ class Trainer:
         )
         self._record(figures, loss=float(f"{self.loss:.4g}"))
 
-    def _calibrate(self):
-        """At a round's end: calibrate the spread of the draws, which gives the figures too, and check their power."""
+    def _judge(self):
+        """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
         self.bands, figures = calibrate_spread(
-            self.average.module,
+            self.denoise,
             self._scans_for_figures,
             sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
             seed=self.settings.seed,
             start=self.bands,
             device=self.device,
         )
-        self._record(figures, bands=[round(band, 3) for band in self.bands])
-        if self.round and figures.collapsed():
-            warnings.warn(
-                f"round {self.round}: the draws' power fell below 0.9 of the data's in radial bands "
-                f"{', '.join(str(b + 1) for b in figures.collapsed())} of {len(figures.power)}; expected at least 0.9",
-                ScanWarning,
-                stacklevel=2,
-            )
+        lost = () if self.settings.objective == "denoised" else _lost_bands(figures, self.before.get("power"))
+        self._record(figures, bands=[round(band, 3) for band in self.bands], refused=bool(lost))
+        if lost:
+            self._refuse(figures, lost)
+            return
+        self.refused = 0
+        if self.settings.keep_rounds:
+            self._save(self.folder / f"round_{self.round}", self._candidate(figures))
+        better = not self.best or figures.energy < self.best["energy"]
+        self.stale = 0 if better else self.stale + 1
+        self.before = {"power": list(figures.power)}
+        if better or not self.settings.rounds:
+            self.best = self._candidate(figures)
+
+    def _candidate(self, figures):
+        return {
+            "energy": figures.energy,
+            "round": self.round,
+            "updates": self.updates,
+            "average": _cloned(self.average.module.state_dict()),
+            "lowest": self.lowest,
+            "bands": list(self.bands),
+        }
+
+    def _refuse(self, figures, lost):
+        """Undo the round; the next one draws with the scalar spread, which is a little too wide."""
+        what = ", ".join(f"{band + 1} ({figures.power[band]:.2f})" for band in lost)
+        ending = "refinement ends here" if self.refused else "the next one draws with a wider spread"
+        warnings.warn(
+            f"round {self.round} is refused: the draws lost power in radial bands {what} of {len(figures.power)}, "
+            f"where the data's is 1; expected at least 0.9. {ending}",
+            ScanWarning,
+            stacklevel=2,
+        )
+        self.refused += 1
+        self._restore(self.before)
 
     def _record(self, figures, **more):
         self.history.append({"round": self.round, "step": self.updates, **more, **figures.as_dict()})
         power = " ".join("-" if p is None else f"{p:.2f}" for p in figures.power)
         say(
             f"  update {self.updates}: residual [bold]{figures.residual:.4f}[/bold] on held-out lines, "
-            f"z\u00b2 {figures.z2:.2f}, power by band {power}"
+            f"energy {figures.energy:.4f}, z\u00b2 {figures.z2:.2f}, power by band {power}"
         )
 
+    # --- keeping ---
+
     def _finish(self):
-        if not self.history or "bands" not in self.history[-1]:
-            self._calibrate()
+        if not self.best:
+            self._judge()
+        self._save(self.folder, self.best)
+        chosen = next(h for h in reversed(self.history) if h["round"] == self.best["round"] and "bands" in h)
+        say(
+            f"prior in {self.folder}, of round {self.best['round']}: residual {chosen['residual']:.4f}, "
+            f"z\u00b2 {chosen['z2']:.2f} on held-out lines"
+        )
+
+    def _save(self, folder, candidate):
         config = DenoiserConfig(
             channels=tuple(self.settings.channels),
-            sigma_min=self.lowest,
+            sigma_min=candidate["lowest"],
             sigma_max=self.settings.sigma_max,
-            spread=tuple(round(band, 4) for band in self.bands),
+            sigma_data=self.sigma_data,
+            spread=tuple(round(band, 4) for band in candidate["bands"]),
         )
         training = {
             "version": mrigsure.__version__,
             "settings": _portable(self.settings),
             "archive": self.archive.record,
-            "updates": self.updates,
-            "rounds": min(self.round, self.settings.rounds),
+            "updates": candidate["updates"],
+            "rounds": candidate["round"],
             "history": self.history,
         }
-        card = model_card(self.folder.name, training)
-        save_prior(self.folder, self.average.module.state_dict(), config, training, card)
-        last = self.history[-1]
-        say(f"prior in {self.folder}: residual {last['residual']:.4f}, z\u00b2 {last['z2']:.2f} on held-out lines")
+        save_prior(folder, candidate["average"], config, training, model_card(folder.name, training))
 
-    def save_checkpoint(self):
-        """Everything that `load_checkpoint` needs; tensors and plain numbers only, so that weights_only can load it."""
-        state = {
-            "settings": json.dumps(_portable(self.settings)),
-            "archive": json.dumps(self.archive.record),
+    def _state(self) -> dict:
+        """What a round changes, and a refused one gives back."""
+        copy = {
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "position": [self.round, self.step, self.updates],
-            "figures": [self.lowest, self.loss],
-            "bands": list(self.bands),
+        }
+        return _cloned(copy) | {"lowest": self.lowest, "bands": list(self.bands), "power": self.before.get("power")}
+
+    def _restore(self, state):
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(_cloned(state["optimizer"]))
+        self.lowest, self.bands = state["lowest"], tuple(state["bands"])
+
+    def save_checkpoint(self):
+        """Everything that `load_checkpoint` needs; tensors and plain numbers only, so that weights_only can load it."""
+        state = self._state() | {
+            "settings": json.dumps(_portable(self.settings)),
+            "archive": json.dumps(self.archive.record),
+            "position": [self.round, self.step, self.updates, self.stale, self.refused],
+            "loss": self.loss,
             "history": json.dumps(self.history),
             "chains": self.chains,
+            "before": self.before,
+            "best": self.best,
         }
         with atomic(self.folder / CHECKPOINT) as partial:
             torch.save(state, partial)
@@ -295,12 +440,9 @@ class Trainer:
                 raise InputError(path, f"a run with {key} = {recorded.get(key)}", f"{key} = {value} as asked for now")
         if json.loads(state["archive"]) != self.archive.record:
             raise InputError(path, "a run on other scans", "the scans that it was started with")
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.round, self.step, self.updates = state["position"]
-        self.lowest, self.loss = state["figures"]
-        self.bands = tuple(state["bands"])
+        self._restore(state)
+        self.round, self.step, self.updates, self.stale, self.refused = state["position"]
+        self.loss, self.before, self.best = state["loss"], state["before"], state["best"]
         self.history = json.loads(state["history"])
         self.chains = {int(index): image.cpu() for index, image in state["chains"].items()}
         say(f"resumed at round {self.round}, update {self.updates}")
@@ -309,9 +451,16 @@ class Trainer:
         return bool(self.settings.seconds) and time.monotonic() - self.started > self.settings.seconds
 
 
+def _lost_bands(figures, before) -> tuple[int, ...]:
+    """Bands above the noise whose power is below 0.9 of the data's, and below what it was before the round."""
+    if before is None:
+        return ()
+    return tuple(b for b in figures.collapsed() if before[b] is not None and figures.power[b] < _POWER_LOSS * before[b])
+
+
 def _held_out_share(sigma, most, rng):
-    """delta per scan: uniform up to `most`, shrinking to 0.4 of it at low sigma (section 5)."""
-    limit = most * (0.4 + 0.6 * sigma / (sigma + SIGMA_DATA))
+    """delta per scan: uniform up to a limit that goes from most[0] at low sigma to most[1] at high sigma (section 5)."""
+    limit = most[0] + (most[1] - most[0]) * sigma / (sigma + SIGMA_DATA)
     return limit * torch.rand(sigma.shape, generator=rng, device=sigma.device)
 
 
@@ -328,6 +477,23 @@ def _augment(image, rng):
     return torch.stack(out)
 
 
+def _crop(image, side, rng):
+    """A random window of (batch, H, W), `side` or the whole of each axis."""
+    for axis in (1, 2) if side else ():
+        room = max(image.shape[axis] - side, 0)
+        start = int(torch.randint(room + 1, (1,), generator=rng))
+        image = image.narrow(axis, start, image.shape[axis] - room)
+    return image
+
+
+def _cloned(state):
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _cloned(value) for key, value in state.items()}
+    return [_cloned(value) for value in state] if isinstance(state, list) else state
+
+
 def _warm_average(decay):
     """torch's own EMA, with a decay that grows from 0 so that a short run is not an average with its start."""
 
@@ -335,19 +501,6 @@ def _warm_average(decay):
         get_ema_multi_avg_fn(min(decay, (1 + float(count)) / (10 + float(count))))(averaged, current, count)
 
     return update
-
-
-def _check(settings):
-    limits = {
-        "steps": (0 if settings.init_from else 1, None), "batch_size": (1, None), "rounds": (0, None),
-        "round_steps": (1, None), "round_scans": (0, None), "round_levels": (2, None), "delta": (0, 0.95),
-        "ema": (0, 1), "sigma_max": (1, None), "validation": (0, 0.9), "validation_scans": (1, None),
-    }  # fmt: skip
-    for key, (least, most) in limits.items():
-        value = getattr(settings, key)
-        if value < least or (most is not None and value > most):
-            upper = "" if most is None else f" and at most {most}"
-            raise InputError(f"--{key.replace('_', '-')}", str(value), f"at least {least}{upper}")
 
 
 def _portable(settings) -> dict:

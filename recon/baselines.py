@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrigsure.errors import InputError
 from mrigsure.scan import Scan
+from mrigsure.soft_sense import first_set
 
 BASELINES = ("zero-filled", "cg-sense", "l1-wavelet")
 GRIDS = {"cg-sense": np.geomspace(1e-4, 1.0, 9), "l1-wavelet": np.geomspace(3e-4, 0.3, 8)}
@@ -42,22 +44,26 @@ class LambdaChoice:
 def zero_filled(scan: Scan) -> Tensor:
     """A^H y, complex64 (H, W), in prepared units."""
     batch = scan.batch()
-    return batch.operator.adjoint(batch.kspace)[0]
+    return first_set(batch.operator.adjoint(batch.kspace)[0])
 
 
 def cg_sense(scan: Scan, lam: float) -> Tensor:
-    """argmin_x ||A x - y||^2 + lam ||x||^2, complex64 (H, W), in prepared units.
+    """argmin_x ||A x - y||^2 + lam ||x||^2, complex64 (H, W), in prepared units; of several sets' images the first.
 
     (Pruessmann et al., Magn Reson Med 2001)
     """
-    return _cg_sense_images(scan, [lam])[0]
+    return first_set(_cg_sense_images(scan, [lam])[0])
 
 
 def l1_wavelet(scan: Scan, lam: float, iterations: int = ITERATIONS, start: Tensor | None = None) -> Tensor:
     """argmin_x ||A x - y||^2 / 2 + lam ||Psi x||_1, complex64 (H, W), in prepared units, by sigpy's FISTA.
 
     Psi is the Daubechies-4 wavelet transform. (Lustig, Donoho and Pauly, Magn Reson Med 2007)
+    Raises InputError for a scan with several sets of maps, which sigpy's app does not know.
     """
+    if scan.sens_maps.ndim == 4:
+        sets = len(scan.sens_maps)
+        raise InputError(scan.name or "scan", f"{sets} sets of maps", "one for l1-wavelet; cg-sense takes several")
     from sigpy.mri.app import L1WaveletRecon
 
     app = L1WaveletRecon(
@@ -111,7 +117,7 @@ def best_lambda_with_truth(method: str, scan: Scan, target: Tensor) -> LambdaCho
         return LambdaChoice(0.0, "no lambda")
     grid = GRIDS[method]
     truth = target.abs()
-    energy = [float((image.abs() - truth).square().sum()) for image in _along_grid(method, scan, grid)]
+    energy = [float((first_set(image).abs() - truth).square().sum()) for image in _along_grid(method, scan, grid)]
     return _choice(grid, np.array(energy) / float(truth.square().sum()), "truth")
 
 

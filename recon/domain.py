@@ -9,10 +9,10 @@ from mrigsure.denoiser import Prior
 from mrigsure.errors import ScanWarning
 from mrigsure.fourier import center_crop
 from mrigsure.masks import calibration_region
-from mrigsure.scan import Scan
+from mrigsure.scan import SIGMA_DATA, Scan
 
 NOISE_FACTOR = 2.0  # outside of the range in training
-SIGNAL_FACTOR = 1.5  # off sigma_data
+SIGNAL_FACTOR = 1.5  # off SIGMA_DATA
 MATRIX_FACTOR = 1.5  # above the largest matrix in training
 _BODY = 0.15  # of the 99th percentile of the low-resolution magnitude
 _LOW_RESOLUTION = (6, 24)  # least and largest side, in samples, of the block that the image is made of
@@ -27,7 +27,7 @@ def warn_if_unlike_training(scan: Scan, prior: Prior) -> None:
 def body_std(scan: Scan) -> float:
     """sqrt(mean |x|^2 / 2) inside the body of the low-resolution SENSE image, in the scan's units.
 
-    `mrigsure prepare` scales scans such that this is sigma_data.
+    `mrigsure prepare` scales scans such that this is SIGMA_DATA.
     """
     region = calibration_region(scan.mask.numpy(), scan.shape)
     block = tuple(int(np.clip(size, *_LOW_RESOLUTION)) for size in region)
@@ -40,12 +40,12 @@ def body_std(scan: Scan) -> float:
 
 
 def _differences(scan, prior):
-    seen = prior.training.get("archive", {})
+    seen = prior.record.get("archive", {})
     if "noise_std" in seen:
         low, high = seen["noise_std"]
         if not low / NOISE_FACTOR <= scan.noise_std <= high * NOISE_FACTOR:
             yield f"noise {scan.noise_std:.3g} per real part; prior {prior.name} saw {low:.3g} to {high:.3g}"
-    signal, expected = body_std(scan), prior.config.sigma_data
+    signal, expected = body_std(scan), SIGMA_DATA
     if not expected / SIGNAL_FACTOR <= signal <= expected * SIGNAL_FACTOR:
         yield f"signal {signal:.3g} (standard deviation inside the body); prior {prior.name} expects {expected:.3g}"
     if "matrix" in seen:

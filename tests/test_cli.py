@@ -27,6 +27,7 @@ SAME = {
         "scans --out prior --channels 16 32 --weights 1/q --learning-rate 1e-3 --resume",
         'prepared: scans\nout: prior\nchannels: [16, 32]\nweights: "1/q"\nlearning_rate: 1e-3\nresume: true\n',
     ),
+    "feasibility": ("a.h5 b.h5 --delta 0", "prepared: [a.h5, b.h5]\ndelta: 0\n"),
     "sample": ("my/prior --matrix 64 --count 2", "prior: my/prior\nmatrix: 64\ncount: 2\n"),
     "reconstruct": (
         "a.h5 --out recons --method cg-sense --samples 4",
@@ -34,6 +35,10 @@ SAME = {
     ),
     "evaluate": ("recons --truth truth", "reconstructions: [recons]\ntruth: truth\n"),
     "inspect": ("a.h5", "file: a.h5\n"),
+    "audit": (
+        "prior a.h5 b.h5 --against other --samples 4",
+        "prior: prior\nscans: [a.h5, b.h5]\nagainst: other\nsamples: 4\n",
+    ),
     "demo": ("--smallest --seed 4", "smallest: true\nseed: 4\n"),
 }
 

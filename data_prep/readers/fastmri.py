@@ -1,35 +1,41 @@
-"""fastMRI's .h5 files, multi-coil and single-coil; files of the challenges with their mask and padding.
+"""fastMRI's .h5 files, brain and knee, multi-coil and single-coil; test and challenge files with their mask.
 
-Layout: Zbontar et al., fastMRI: An Open Dataset and Benchmarks for Accelerated MRI, arXiv 1811.08839.
+Lines outside padding_left and padding_right were never candidates (zero-padding, partial Fourier). Where no attribute
+states them they come from the header, as fastMRI's own reader takes them: the centre of the encoding limits lies in the
+middle of the matrix. Layout: Zbontar et al., fastMRI: An Open Dataset and Benchmarks for Accelerated MRI, arXiv 1811.08839.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.readers.raw import RawScan, header_voxel, public_header
+from data_prep.readers.raw import RawScan, header_padding, header_voxel, patient_id, public_header
 from mrigsure.errors import InputError
 from mrigsure.scan import open_hdf5
 
+_PADDING = ("padding_left", "padding_right")
 _EXPECTED = "a fastMRI file: `kspace` complex (slices, coils, H, W) or (slices, H, W)"
 
 
-def read_fastmri(path) -> RawScan:
-    """Read `kspace`, `mask`, the padding and the header; nothing about the patient.
+def read_fastmri(path, middle: bool = False) -> RawScan:
+    """Read `kspace`, `mask`, the padding and the header; of the patient the identifier alone.
 
+    middle  read the middle slice alone
     Raises InputError for files that are missing, truncated or misshapen.
     """
     path = Path(path)
     with open_hdf5(path) as file:
         kspace = _kspace(file, path)
         try:
-            kspace = kspace[()].astype(np.complex64, copy=False)
+            center = len(kspace) // 2
+            kspace = kspace[slice(center, center + 1) if middle else ()].astype(np.complex64, copy=False)
             mask = file["mask"][()] if "mask" in file else None
             header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
         except OSError as error:
             raise InputError(path, "data that cannot be read (a truncated file)", "a complete HDF5 file") from error
         acquisition = _text(file.attrs.get("acquisition", ""))
-        support = _support(file.attrs, kspace.shape[-1])
+        padding = [int(file.attrs[name]) for name in _PADDING if name in file.attrs]
+        patient = _patient(file)
     header = None if header is None else public_header(_text(header), path)
     if kspace.ndim == 3:
         kspace = kspace[:, None]
@@ -37,11 +43,18 @@ def read_fastmri(path) -> RawScan:
         kspace=kspace,
         source=path,
         mask=None if mask is None else _as_mask(mask, kspace.shape, path),
-        support=support,
+        support=_support(kspace, padding, header),
         header=header,
         voxel_mm=None if header is None else header_voxel(header),
         acquisition=acquisition,
+        patient=patient,
     )
+
+
+def fastmri_patient(path) -> str:
+    """The patient's identifier, "" where there is none."""
+    with open_hdf5(path) as file:
+        return _patient(file)
 
 
 def fastmri_sampling(path) -> tuple[np.ndarray | None, tuple[int, int]]:
@@ -63,18 +76,36 @@ def _kspace(file, path):
 
 def _as_mask(mask, shape, path):
     height, width = shape[-2:]
-    squeezed = mask if mask.ndim == 2 else mask.squeeze()
+    squeezed = mask if mask.shape == (height, width) else mask.squeeze()
     if squeezed.shape not in ((width,), (height, width)):
         raise InputError(path, f"a mask of shape {mask.shape}", f"{(width,)} or {(height, width)}")
     return squeezed > 0
 
 
-def _support(attributes, width):
-    """padding_left and padding_right: the columns between them were candidates, those outside are zero-padding."""
-    if "padding_left" not in attributes or "padding_right" not in attributes:
-        return None
-    columns = np.arange(width)
-    return (columns >= int(attributes["padding_left"])) & (columns < int(attributes["padding_right"]))
+def _support(kspace, padding, header):
+    """Lines that were candidates, where the file states them: bool (W,). The header is believed where k-space agrees."""
+    width = kspace.shape[-1]
+    stated = len(padding) == 2
+    if not stated:
+        padding = header_padding(header, width) if header else None
+        if padding is None:
+            return None
+    lines = (np.arange(width) >= padding[0]) & (np.arange(width) < padding[1])
+    return lines if stated or (lines.any() and not kspace[..., ~lines].any()) else None
+
+
+def _patient(file):
+    """The identifier in the attributes or, where that is empty, in the header."""
+    stated = _text(file.attrs.get("patient_id", "")).strip()
+    return stated or (patient_id(_text(file["ismrmrd_header"][()])) if "ismrmrd_header" in file else "")
+
+
+def _patient(file):
+    """The attribute that fastMRI has for it, else the header's."""
+    stated = _text(file.attrs.get("patient_id", "")).strip()
+    if stated or "ismrmrd_header" not in file:
+        return stated
+    return patient_id(_text(file["ismrmrd_header"][()]))
 
 
 def _text(value) -> str:

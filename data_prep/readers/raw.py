@@ -1,7 +1,7 @@
 """RawScan, what every reader returns, and the two checks that every reader makes."""
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from mrigsure.errors import InputError
 
 _ISMRMRD = "http://www.ismrm.org/ISMRMRD"
 _KEPT_SECTIONS = ("acquisitionSystemInformation", "experimentalConditions", "encoding", "sequenceParameters")
+_KEPT_ENCODING = ("encodedSpace", "reconSpace", "encodingLimits", "trajectory", "parallelImaging", "echoTrainLength")
 _KEPT_SYSTEM = (
     "systemVendor",
     "systemModel",
@@ -30,11 +31,16 @@ class RawScan:
     noise        complex64 (coils, samples) acquired without signal, in the units of kspace, or None
     reference    complex64 (slices, coils, h, w), fully sampled, of a separate reference scan over the same field of view,
                  k = 0 at n // 2, from which maps may be made; or None
+    outside      complex64 (coils, samples), of image rows that oversampling put outside the field of view, in the units
+                 of kspace (see readout.outside_samples); or None
     header       ISMRMRD XML without anything about the patient, the study or the site, or None
     voxel_mm     height, width, slice; or None
     acquisition  the protocol's name, or ""
 
-    Nothing that identifies a patient is ever read.
+    patient      the patient's identifier where the file has one, else ""; in memory only, for the keyed hash of it
+                 (`patient_hash`): never written, printed or logged
+
+    Nothing else that identifies a patient is ever read.
     Raises InputError for shapes that do not fit and for NaN or infinity.
     """
 
@@ -44,9 +50,11 @@ class RawScan:
     support: np.ndarray | None = None
     noise: np.ndarray | None = None
     reference: np.ndarray | None = None
+    outside: np.ndarray | None = None
     header: str | None = None
     voxel_mm: tuple[float, float, float] | None = None
     acquisition: str = ""
+    patient: str = field(default="", repr=False)
 
     def __post_init__(self):
         if self.kspace.ndim != 4 or 0 in self.kspace.shape:
@@ -58,7 +66,7 @@ class RawScan:
                 f"a mask of shape {self.mask.shape} for k-space {self.kspace.shape}",
                 f"a mask of shape {(width,)} or {(height, width)}",
             )
-        for name in ("kspace", "noise", "reference"):
+        for name in ("kspace", "noise", "reference", "outside"):
             array = getattr(self, name)
             if array is not None and not np.isfinite(array.view(np.float32)).all():
                 bad = int((~np.isfinite(array)).sum())
@@ -72,13 +80,43 @@ def public_header(xml: str, source) -> str:
     except ElementTree.ParseError as error:
         raise InputError(source, f"a header that is not XML ({error})", "an ISMRMRD header") from error
     removed = _keep(root, _KEPT_SECTIONS)
+    for encoding in root.findall(f"{{{_ISMRMRD}}}encoding"):
+        removed |= _keep(encoding, _KEPT_ENCODING)  # not trajectoryDescription, which has room for anything
     system = root.find(f"{{{_ISMRMRD}}}acquisitionSystemInformation")
     if system is not None:
         removed |= _keep(system, _KEPT_SYSTEM)
-    if not removed:
+    if not removed and "<!--" not in xml:
         return xml
-    ElementTree.register_namespace("", _ISMRMRD)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    return _document(root)
+
+
+def encoding_header(xml: str, number: int, other: str | None = None) -> str:
+    """The header with encoding `number` alone, or with the first of the header `other` in its place."""
+    root = ElementTree.fromstring(xml)
+    encodings = root.findall(f"{{{_ISMRMRD}}}encoding")
+    place = list(root).index(encodings[0])
+    kept = encodings[number] if other is None else ElementTree.fromstring(other).find(f"{{{_ISMRMRD}}}encoding")
+    for encoding in encodings:
+        root.remove(encoding)
+    root.insert(place, kept)
+    return _document(root)
+
+
+def header_text(xml: str, section: str, name: str) -> str:
+    """The text of one element of a section of an ISMRMRD header, or ""; of no XML too, which `public_header` refuses."""
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return ""
+    return root.findtext(f"{{{_ISMRMRD}}}{section}/{{{_ISMRMRD}}}{name}", "")
+
+
+def patient_id(xml: str) -> str:
+    """The patient's identifier in an ISMRMRD header, or "": for the keyed hash of it, and never to be written."""
+    try:
+        return header_text(xml, "subjectInformation", "patientID").strip()
+    except ElementTree.ParseError:  # public_header says so
+        return ""
 
 
 def header_space(xml: str, space: str) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
@@ -99,6 +137,25 @@ def header_voxel(xml: str) -> tuple[float, float, float] | None:
     """Voxel size in mm from the encoded space, or None."""
     space = header_space(xml, "encodedSpace")
     return None if space is None else tuple(length / count for count, length in zip(*space, strict=True))
+
+
+def header_padding(xml: str, width: int) -> tuple[int, int] | None:
+    """fastMRI's padding_left and padding_right: the lines that the encoding limits of the header place in a matrix of
+    `width`; None where they are not stated, are for another matrix, or leave nothing out."""
+    space = header_space(xml, "encodedSpace")
+    limits = f".//{{{_ISMRMRD}}}kspace_encoding_step_1/{{{_ISMRMRD}}}"
+    root = ElementTree.fromstring(xml)
+    center, last = (root.findtext(limits + name) for name in ("center", "maximum"))
+    if space is None or space[0][1] != width or center is None or last is None:
+        return None
+    left = width // 2 - int(center)
+    right = left + int(last) + 1
+    return (left, right) if 0 <= left < right <= width and right - left < width else None
+
+
+def _document(root) -> str:
+    ElementTree.register_namespace("", _ISMRMRD)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _keep(element, names) -> bool:

@@ -3,6 +3,8 @@ import json
 import h5py
 import numpy as np
 import pytest
+import scipy.io
+from raw_formats import mrd_encoding, mrd_header, mrd_line, mrd_lines, write_mrd
 
 from data_prep.inspect import describe_sampling, inspect
 from data_prep.prepare import prepare
@@ -14,8 +16,8 @@ from mrigsure.settings import InspectSettings, PrepareSettings
 
 @pytest.fixture
 def report(capsys):
-    def report(path):
-        inspect(InspectSettings(str(path)))
+    def report(path, **options):
+        inspect(InspectSettings(str(path), **options))
         return capsys.readouterr().out
 
     return report
@@ -44,6 +46,30 @@ def test_raw_file_shows_its_sampling_noise_and_header_and_no_patient(raw, report
     ):
         assert fact in text
     assert "Doe" not in text and "patient" not in text
+
+
+@pytest.mark.parametrize("name", ["scan.h5", "scan.mrd"])
+def test_ismrmrd_file_shows_noise_and_reference_scans_and_no_patient(tmp_path, make_kspace, report, name):
+    kspace = make_kspace((32, 24))
+    lines = mrd_lines(kspace) + mrd_lines(kspace, range(8, 16), flags=["IS_PARALLEL_CALIBRATION"])
+    lines.append(mrd_line(0.1 * kspace[0, :, :, 0], flags=["IS_NOISE_MEASUREMENT"]))
+    encoding = mrd_encoding((32, 24, 1), limits={1: (0, 23, 12)})
+    path = write_mrd(tmp_path / name, mrd_header(encoding, encoding), lines)
+    text = report(path)
+    for fact in ("ISMRMRD", "complex64 (1, 4, 32, 24)", "complex64 (1, 4, 32, 8)", "complex64 (4, 32)", "fully sampled"):
+        assert fact in text
+    assert "flash" in text and "Doe" not in text and "P-17" not in text
+    write_mrd(path, mrd_header(encoding, encoding), mrd_lines(kspace, encoding_space_ref=1))
+    with pytest.raises(InputError, match="--encoding 0 or --encoding 1"):
+        report(path)
+    assert "ISMRMRD" in report(path, encoding=1)
+
+
+def test_npz_and_mat_are_recognised(tmp_path, make_kspace, report):
+    np.savez(tmp_path / "scan.npz", kspace=make_kspace())
+    scipy.io.savemat(tmp_path / "scan.mat", {"kspace": make_kspace()[0].transpose(1, 2, 0)})
+    assert "raw k-space (NumPy)" in report(tmp_path / "scan.npz")
+    assert "raw k-space (MATLAB)" in report(tmp_path / "scan.mat")
 
 
 def test_prepared_scan_shows_scale_noise_and_schema(raw, tmp_path, report):

@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from distributed import LocalCluster
 
+import data_prep.pipeline
 import mrigsure
+from data_prep.ensemble import sampling_of
 from data_prep.prepare import prepare, prepare_volume
 from data_prep.readers import RawScan, raw_files, read_raw
-from mrigsure.errors import InputError, ScanWarning
+from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.fastmri_files import make_header, write_fastmri
 from mrigsure.fourier import fft2c
 from mrigsure.masks import make_mask, sampling_density
@@ -33,7 +36,13 @@ def _scan(kspace, name="scan.h5", **options):
 
 
 def _digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """Of every file below the folder but what a killed run may leave."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".partial")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _inodes(folder):
+    return {path.name: path.stat().st_ino for path in folder.glob("*.h5")}
 
 
 @pytest.fixture
@@ -42,7 +51,8 @@ def archive(tmp_path, make_kspace):
     folder = tmp_path / "raw"
     for number in range(6):
         mask = make_mask("random", (64, 56), 2.5, 0.2, seed=number)
-        write_fastmri(folder / f"{number}.h5", make_kspace(slices=2, seed=number) * mask, mask=mask)
+        kspace, patient = make_kspace(slices=2, seed=number) * mask, {"patient_id": f"patient {number // 2}"}
+        write_fastmri(folder / f"{number}.h5", kspace, mask=mask, attributes=patient)
     return folder
 
 
@@ -90,14 +100,15 @@ def test_maps_and_scale_see_only_the_sampled_data(make_kspace):
 
 def test_file_round_trip_records_where_it_came_from(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("MRIGSURE_SITE_KEY", "key of the site")
-    (output, *_) = prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out"), seed=3))
+    (output, *others) = prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out"), seed=3))
     volume = read_prepared(output)
     assert volume.source == "0.h5"
     assert volume.source_sha256 == hashlib.sha256((archive / "0.h5").read_bytes()).hexdigest()
     assert volume.seed == 3 and volume.parameters["seed"] == 3
     assert not {"raw", "out", "mask"} & set(volume.parameters)
     assert str(archive) not in json.dumps(volume.parameters)
-    assert len(volume.patient_hash) == 64
+    hashes = [read_prepared(path).patient_hash for path in (output, *others)]
+    assert len(volume.patient_hash) == 64 and hashes[0::2] == hashes[1::2] and len(set(hashes)) == 3
     with h5py.File(archive / "0.h5") as file:
         assert np.array_equal(volume.mask, file["mask"][()])
     monkeypatch.delenv("MRIGSURE_SITE_KEY")
@@ -117,16 +128,16 @@ def test_density_is_that_of_the_ensemble(archive, tmp_path):
 def test_finished_outputs_are_kept_and_changed_ones_made_again(archive, tmp_path):
     settings = _settings(raw=[str(archive)], out=str(tmp_path / "out"))
     prepare(settings)
-    first = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
+    first = _inodes(tmp_path / "out")
     prepare(settings)
-    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()} == first
+    assert _inodes(tmp_path / "out") == first
     with h5py.File(archive / "3.h5", "r+") as file:
         file["kspace"][0, 0, 32, 28] *= 2
     prepare(settings)
-    second = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
+    second = _inodes(tmp_path / "out")
     assert {name for name in first if first[name] != second[name]} == {"3.h5"}
     prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out"), calibration=(10, 10)))
-    third = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
+    third = _inodes(tmp_path / "out")
     assert all(second[name] != third[name] for name in first)
 
 
@@ -150,24 +161,134 @@ def test_killed_run_resumes_to_identical_bytes(archive, tmp_path):
     assert 2 <= len(done) < 6
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=120)
     assert all((out / name).stat().st_ino == inode for name, inode in done.items())
-    left = {name: digest for name, digest in _digests(out).items() if not name.startswith(".partial")}
-    assert left == _digests(tmp_path / "whole")
+    assert _digests(out) == _digests(tmp_path / "whole")
 
 
-def test_bad_file_stops_with_its_name_and_leaves_no_partial_output(archive, tmp_path):
-    bad = archive / "9.h5"
+def test_bad_files_are_named_and_skipped_and_the_others_done(archive, tmp_path):
     content = np.ones((1, 2, 8, 8), np.complex64)
     content[0, 0, 0, 0] = np.nan
-    write_fastmri(bad, content)
-    with pytest.raises(InputError, match="9.h5: found NaN or infinity in 1 samples of kspace; expected finite"):
-        prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out")))
-    bad.write_bytes(bad.read_bytes()[:700])
-    with pytest.raises(InputError, match="9.h5: found a truncated or non-HDF5 file; expected a complete"):
-        prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out")))
+    write_fastmri(archive / "8.h5", content, mask=np.ones(8))
+    write_fastmri(archive / "9.h5", content)
+    (archive / "9.h5").write_bytes((archive / "9.h5").read_bytes()[:700])
+    out = tmp_path / "out"
+    with pytest.warns(ScanWarning) as heard, pytest.raises(PartialFailure, match="2 of 8 files could not be prepared"):
+        prepare(_settings(raw=[str(archive)], out=str(out)))
+    said = [str(one.message) for one in heard]
+    assert any(
+        "8.h5: found NaN or infinity in 1 samples of kspace; expected finite numbers; skipped" in s for s in said
+    )
+    assert any("9.h5: found a truncated or non-HDF5 file; expected a complete HDF5 file; skipped" in s for s in said)
+    assert sorted(path.stem for path in out.glob("*.h5")) == list("012345") and not list(out.glob(".*"))
+    entries = {entry["source"]: entry for entry in json.loads((out / "manifest.json").read_text())["files"]}
+    assert entries["9.h5"]["status"] == "failed"
+    assert entries["9.h5"]["error"] == "9.h5: found a truncated or non-HDF5 file; expected a complete HDF5 file"
+    assert entries["0.h5"]["status"] == "done" and entries["0.h5"]["error"] == ""
+
+
+def test_a_single_bad_file_is_bad_input(archive, tmp_path):
+    bad = archive / "9.h5"
+    bad.write_bytes((archive / "0.h5").read_bytes()[:700])
+    with pytest.raises(InputError, match="9.h5: found a truncated or non-HDF5 file"):
+        prepare(_settings(raw=[str(bad)], out=str(tmp_path / "out")))
     with pytest.raises(InputError, match="none.h5: found no such file"):
         prepare(_settings(raw=[str(archive / "none.h5")], out=str(tmp_path / "out")))
-    left = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []
-    assert not left
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bug_in_one_file_does_not_stop_the_others(archive, tmp_path, monkeypatch):
+    real = data_prep.pipeline.estimate_noise
+
+    def breaks(raw, mask):
+        if raw.source.stem == "2":
+            raise ZeroDivisionError("division by zero")
+        return real(raw, mask)
+
+    monkeypatch.setattr(data_prep.pipeline, "estimate_noise", breaks)
+    expected = pytest.warns(ScanWarning, match="2.h5: internal error: ZeroDivisionError: division by zero; skipped")
+    with expected, pytest.raises(PartialFailure, match="1 of 6"):
+        prepare(_settings(raw=[str(archive)], out=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "2.h5").exists() and (tmp_path / "out" / "3.h5").exists()
+
+
+@pytest.mark.parametrize("how", ["workers", "scheduler"])
+def test_two_workers_write_the_same_bytes_as_one(archive, tmp_path, how):
+    """Prepared files, densities and the manifest; a bad file too."""
+    (archive / "9.h5").write_bytes(b"no HDF5")
+    for name, options in (("one", {}), ("two", {"workers": 2})):
+        settings = {"raw": [str(archive)], "out": str(tmp_path / name)}
+        with warnings.catch_warnings(), pytest.raises(PartialFailure):
+            warnings.simplefilter("ignore", ScanWarning)
+            if how == "workers" or name == "one":
+                prepare(_settings(**settings, **options))
+            else:
+                with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+                    prepare(_settings(**settings, scheduler=cluster.scheduler_address))
+    one = _digests(tmp_path / "one")
+    assert len([name for name in one if name.endswith(".h5")]) == 6 and "manifest.json" in one
+    assert _digests(tmp_path / "two") == one
+
+
+def test_manifest_says_what_became_of_every_file_and_names_no_folder(tmp_path, make_kspace):
+    folder = tmp_path / "DOE^JANE_19700101"
+    mask = make_mask("random", (64, 56), 2.5, 0.2, seed=0)
+    write_fastmri(folder / "a.h5", make_kspace(slices=2, noise_std=3.0) * mask, mask=mask)
+    write_fastmri(folder / "b.h5", make_kspace((32, 24), noise_std=0.1))
+    with pytest.warns(ScanWarning, match="above the signal"):
+        prepare(_settings(raw=[str(folder)], out=str(tmp_path / "out"), seed=4))
+    text = (tmp_path / "out" / "manifest.json").read_text()
+    assert "DOE" not in text and str(tmp_path) not in text
+    manifest = json.loads(text)
+    assert manifest["done"] == 2 and manifest["failed"] == 0 and manifest["parameters"]["seed"] == 4
+    noisy, full = manifest["files"]
+    assert noisy["sha256"] == hashlib.sha256((folder / "a.h5").read_bytes()).hexdigest()
+    assert noisy["warnings"] and noisy["warnings"][0].startswith("a.h5: noise")
+    assert (noisy["coils"], noisy["slices"], noisy["matrix"], noisy["output"]) == (4, 2, [64, 56], "a.h5")
+    assert noisy["acceleration"] == pytest.approx(56 / mask.sum(), abs=1e-3)
+    assert full["noise_std"] / full["scale"] == pytest.approx(0.1, rel=0.1) and full["warnings"] == []
+    small, large = manifest["ensembles"]
+    assert small == {"matrix": [32, 24], "files": 1}, "nothing is blind to a fully sampled scan"
+    assert 0 <= large["blind_share"] <= 1 and 0 <= large["smallest"] <= 1
+
+
+def test_blind_modes_are_said_after_preparing(tmp_path, make_kspace, capsys):
+    mask = np.arange(56) % 2 == 0
+    mask[24:32] = True
+    write_fastmri(tmp_path / "raw" / "a.h5", make_kspace(coils=1) * mask, mask=mask)
+    prepare(_settings(raw=[str(tmp_path / "raw")], out=str(tmp_path / "out")))
+    blind = (27 - mask[1:55].reshape(27, 2)[:, 0].sum()) / 55  # of the 55 lines of the support
+    assert f"{blind:.1%} of the modes are seen by no scan" in capsys.readouterr().out
+
+
+def test_dry_run_says_what_and_how_long_and_writes_nothing(archive, tmp_path, capsys):
+    settings = {"raw": [str(archive)], "out": str(tmp_path / "out")}
+    prepare(_settings(**settings, dry_run=True))
+    said = capsys.readouterr().out
+    assert (
+        "would prepare 6 of 6 files" in said and "4 coils, 64 x 56, R 2" in said and "about 1 s with 1 worker" in said
+    )
+    assert not (tmp_path / "out").exists()
+    prepare(_settings(**settings))
+    (tmp_path / "out" / "4.h5").unlink()
+    before = _digests(tmp_path / "out")
+    prepare(_settings(**settings, dry_run=True, workers=2))
+    assert "would prepare 1 of 6 files" in capsys.readouterr().out
+    assert _digests(tmp_path / "out") == before
+
+
+def test_no_kspace_but_one_slice_is_read_to_find_masks(archive, tmp_path, monkeypatch, make_kspace):
+    write_fastmri(archive / "7.h5", make_kspace(slices=9, noise_std=0.1) * (np.arange(56) % 3 > 0))
+    read = []
+    real = h5py.Dataset.__getitem__
+
+    def counting(dataset, key, **options):
+        found = real(dataset, key, **options)
+        if dataset.name == "/kspace":
+            read.append(len(found))
+        return found
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    sizes = [sampling_of(str(path), _settings())[0] for path in sorted(archive.iterdir())]
+    assert sizes == [(64, 56)] * 7 and read == [1]
 
 
 def test_outputs_never_collide_and_never_replace_what_is_no_prepared_scan(archive, tmp_path, make_kspace):

@@ -15,7 +15,7 @@ CHANNELS = (8, 16)
 def randomised():
     torch.manual_seed(0)
     model = Denoiser(CHANNELS)
-    with torch.no_grad():  # MONAI starts its last layer at zero
+    with torch.no_grad():  # the last layer starts at zero
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -52,7 +52,7 @@ def test_round_trip_through_the_prior_folder(tmp_path):
     config = DenoiserConfig(channels=CHANNELS, sigma_min=0.02, sigma_max=10.0, spread=(1.0, 2.0))
     save_prior(tmp_path / "p", model.state_dict(), config, {"note": 1}, "# card")
     prior = load_prior(tmp_path / "p")
-    assert prior.config == config and prior.training == {"note": 1} and prior.name == "p"
+    assert prior.config == config and prior.record == {"note": 1} and prior.name == "p"
     x, sigma = complex_noise((1, 16, 16), generator(3)), torch.tensor([0.3])
     with torch.no_grad():
         assert torch.allclose(prior.denoise(x, sigma), model(x, sigma), atol=5e-3)

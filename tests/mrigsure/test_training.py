@@ -82,7 +82,7 @@ def test_training_lowers_the_true_risk_that_it_never_sees(scans, tmp_path):
     start = load_prior(train(settings(scans, tmp_path / "start", **options | {"steps": 1})))
     assert true_risk(prior) < 0.6 * true_risk(start)
     assert true_risk(prior) < 0.6 * untrained
-    history = prior.training["history"]
+    history = prior.record["history"]
     assert history[-1]["residual"] < 0.7 * history[0]["residual"], "the truth-free figure falls with it"
 
 
@@ -162,6 +162,6 @@ def test_a_training_that_the_clock_stopped_can_go_on(scans, tmp_path):
     out = tmp_path / "prior"
     train(settings(scans, out, steps=10_000, rounds=0, seconds=1.0, checkpoint_minutes=9.0))
     before = updates_in(out / CHECKPOINT)
-    assert before == load_prior(out).training["updates"] > 0
+    assert before == load_prior(out).record["updates"] > 0
     train(settings(scans, out, steps=before + 1, rounds=0, resume=True))
-    assert load_prior(out).training["updates"] == before + 1
+    assert load_prior(out).record["updates"] == before + 1

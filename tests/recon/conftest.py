@@ -107,7 +107,7 @@ def gaussian_prior():
     return Prior(
         denoiser=_Wiener(),
         config=DenoiserConfig(sigma_max=10.0),
-        training=training,
+        record=training,
         name="gaussian",
         sha256="0" * 64,
     )

@@ -16,8 +16,8 @@ def test_missing_and_empty_and_foreign_are_named(tmp_path):
         raw_files([tmp_path / "none.h5"])
     with pytest.raises(InputError, match="found no raw file in this folder"):
         raw_files([tmp_path])
-    with pytest.raises(InputError, match="scan.mat: found suffix '.mat'; expected one of .h5, .dat, .cfl, .npy"):
-        read_raw(tmp_path / "scan.mat")
+    with pytest.raises(InputError, match="scan.nii: found suffix '.nii'; expected one of .h5, .mrd, .dat, .cfl, .npy"):
+        read_raw(tmp_path / "scan.nii")
     with pytest.raises(InputError, match="none.npy: found no such file"):
         read_raw(tmp_path / "none.npy")
 

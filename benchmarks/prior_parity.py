@@ -1,0 +1,239 @@
+"""Is a prior that saw undersampled noisy scans alone as good as one trained on the clean images? The oracle's gap.
+
+    python benchmarks/prior_parity.py [--quick]                        the table of the committed results
+    python benchmarks/prior_parity.py --run ARM --work FOLDER [...]    train and measure an arm, add it to the results
+
+Bench: 8 coils, true maps, 1-D random masks, noise 0.08 of the image. `phantom`: 64 x 64, 2,000 training scans of the
+embedded heads, tested on a head that training never drew. `real`: the real slices of the development data at 128 x 128
+with simulated coils and phase, tested on other stacks. Arms: `gsure`, `split`, `heldout` (adjoint input) and `solve`
+(perturb-and-solve input, held-out lines) are the starts of docs/method.md, 1 to 5, followed by refinement rounds;
+`gaussian` starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the clean images with as
+many updates. Every prior's draws are calibrated on held-out lines by the same rule. A training that was stopped goes on
+where it was.
+
+The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The last
+line holds the largest excess over the bar, in dB.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mrigsure.denoiser import Prior, load_prior
+from mrigsure.fourier import fft2c, radial_bands
+from mrigsure.masks import make_mask, sampling_density
+from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal, random_slice
+from mrigsure.posterior import posterior_samples
+from mrigsure.progress import say, status_table, track
+from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, collate, write_prepared
+from mrigsure.seeds import complex_noise, generator
+from mrigsure.settings import TrainSettings
+from mrigsure.training import train
+from recon.metrics import psnr, ssim, z_squared
+
+RESULTS = Path(__file__).parent / "results" / "prior_parity.json"
+RATES = (2, 4, 6, 8)
+CENTER = {2: 0.16, 4: 0.125, 6: 0.08, 8: 0.06}
+BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
+NOISE, COILS, BANDS, SAMPLES, LEVELS = 0.08, 8, 8, 8, 16
+LEVELS_OF_NMSE = (0.2, 0.4, 1.2, 4.0)  # of SIGMA_DATA
+ARMS = {
+    "gsure": {"objective": "gsure", "input": "adjoint"},
+    "split": {"objective": "split", "input": "adjoint"},
+    "heldout": {"objective": "heldout", "input": "adjoint"},
+    "solve": {"objective": "heldout", "input": "solve"},
+    "gaussian": {"start": "gaussian"},
+    "oracle": {"objective": "supervised"},
+}
+SIZE = {"phantom": 64, "real": 128}
+
+
+def clean_image(bench, number, split):
+    """Complex (H, W), standard deviation SIGMA_DATA inside the body."""
+    size = SIZE[bench]
+    if bench == "phantom":
+        rng = np.random.default_rng([1 if split == "train" else 2, number])
+        return SIGMA_DATA * random_slice(rng, (size, size), TRAIN_HEADS if split == "train" else TEST_HEADS)
+    slices = _real_slices(split)
+    image = slices[number % len(slices)].astype(np.float32)
+    image = image[..., 0] + 1j * image[..., 1]
+    magnitude = np.abs(image)
+    body = magnitude > 0.15 * np.percentile(magnitude, 99)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, size),) * 2, indexing="ij")
+    a = np.random.default_rng([3, number]).normal(size=5)
+    phase = np.exp(1j * (np.pi * a[0] + a[1] * x + a[2] * y + a[3] * x * y + a[4] * (x**2 - y**2)))
+    return (image * phase * SIGMA_DATA / np.sqrt((magnitude[body] ** 2).mean() / 2)).astype(np.complex64)
+
+
+def _real_slices(split):
+    path = Path(__file__).resolve().parents[2] / "shared" / "data" / "images" / f"real_t2_128_{split}.npy"
+    if not path.is_file():
+        sys.exit(f"{path.name} is needed in shared/data/images beside the repository; it does not ship")
+    return np.load(path, mmap_mode="r")
+
+
+def simulate(bench, number, split, rate) -> Scan:
+    """One scan of clean_image(number) with true maps; everything depends on the arguments alone."""
+    target = clean_image(bench, number, split)
+    rng = np.random.default_rng([4, number, rate, split == "train"])
+    shape = target.shape
+    maps = torch.from_numpy(coil_maps(rng, COILS, shape))
+    mask = make_mask("random", shape, rate, CENTER[rate], seed=int(rng.integers(2**31)))
+    density = sampling_density("random", shape, rate, CENTER[rate])
+    sigma0 = NOISE * SIGMA_DATA
+    noise = torch.from_numpy(sigma0 * complex_normal(rng, maps.shape))
+    plane, p = (torch.from_numpy(np.broadcast_to(a.astype(np.float32), shape).copy()) for a in (mask, density))
+    target = torch.from_numpy(target)
+    return Scan(plane * (fft2c(maps * target) + noise), plane, maps, p, sigma0, name=f"{split}{number}", target=target)
+
+
+def archive(folder, bench, count, rates):
+    """Prepared files of `count` training scans, their rates in turn; made once."""
+    for number in track(range(count), f"{bench}, R = {' '.join(map(str, rates))}"):
+        path = folder / f"scan_{number:05}.h5"
+        if path.exists():
+            continue
+        scan = simulate(bench, number, "train", rates[number % len(rates)])
+        write_prepared(
+            path,
+            PreparedVolume(
+                kspace=scan.kspace[None].numpy(),
+                mask=scan.mask[0].numpy() > 0,
+                sens_maps=scan.sens_maps[None].numpy(),
+                sampling_density=scan.density[0].numpy(),
+                noise_std=scan.noise_std,
+                scale=1.0,
+                target=scan.target[None].numpy(),
+            ),
+        )
+    return folder
+
+
+def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) -> dict:
+    """Figures of one prior: per rate PSNR and SSIM of one sample and of the mean, slice by slice, z^2, power; NMSE."""
+    shape = (SIZE[bench],) * 2
+    index = radial_bands(shape, BANDS)
+    row = {"slices": slices, "samples": samples, "levels": levels, "spread": list(prior.config.spread), "rates": {}}
+    for rate in rates:
+        figures = {key: [] for key in ("psnr_one", "psnr_mean", "ssim_one", "ssim_mean", "z2")}
+        drawn, true = np.zeros(BANDS), np.zeros(BANDS)
+        for number in track(range(slices), f"R = {rate}"):
+            scan = simulate(bench, number, "test", rate)
+            draws = posterior_samples(
+                prior, scan.batch(), samples=samples, levels=levels, generator=generator(7, rate, number)
+            )[0]
+            target, mean = scan.target.numpy(), draws.mean(0).numpy()
+            for key, image in (("one", draws[0].numpy()), ("mean", mean)):
+                figures[f"psnr_{key}"].append(round(psnr(abs(image), abs(target)), 3))
+                figures[f"ssim_{key}"].append(round(ssim(abs(image), abs(target)), 4))
+            figures["z2"].append(round(float(z_squared(mean, target, _std(draws), samples)), 3))
+            for sums, images in ((drawn, draws[:1]), (true, scan.target[None])):
+                power = fft2c(images).abs().square().sum(0).flatten()
+                sums += torch.bincount(index.flatten(), power, minlength=BANDS).numpy()
+        row["rates"][str(rate)] = figures | {"power": [round(float(p), 3) for p in drawn / true]}
+    row["nmse"] = [round(value, 5) for value in _nmse(prior, bench)]
+    return row
+
+
+def _std(draws):
+    """Per real part pooled, as evaluate has it: sqrt of the variance of the complex value over the draws."""
+    return draws.var(0).sqrt().numpy()
+
+
+def _nmse(prior, bench):
+    images = torch.from_numpy(np.stack([clean_image(bench, number, "test") for number in range(16)]))
+    for factor in LEVELS_OF_NMSE:
+        sigma = factor * SIGMA_DATA
+        noisy = images + sigma * complex_noise(images.shape, generator(8, str(factor)))
+        error = torch.cat([prior.denoise(part, sigma) for part in noisy.split(8)]) - images
+        yield float(error.abs().square().sum() / images.abs().square().sum())
+
+
+def run(options):
+    """Train one arm and measure the priors of the rounds asked for."""
+    work, rates = Path(options.work), options.rates
+    name = f"{options.bench}-{options.arm}-R{'+'.join(map(str, rates))}-seed{options.seed}"
+    scans = archive(work / f"{options.bench}-R{'+'.join(map(str, rates))}", options.bench, options.scans, rates)
+    oracle = options.arm == "oracle"
+    steps = 0 if options.arm == "gaussian" else options.steps
+    settings = TrainSettings(
+        prepared=[str(scans)],
+        out=str(work / name),
+        steps=steps + options.rounds * options.round_steps if oracle else steps,
+        rounds=0 if oracle else options.rounds,
+        round_steps=options.round_steps,
+        round_levels=options.round_levels,
+        round_scans=options.round_scans,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        validation=0.02,
+        validation_scans=16,
+        decay=options.decay,
+        keep_rounds=True,
+        resume=True,
+        device="cpu",
+        threads=1,
+        seed=options.seed,
+        **ARMS[options.arm],
+    )
+    train(settings)
+    for number in [0] if oracle else options.measure:
+        folder = work / name / (f"round_{number}")
+        if folder.is_dir():
+            key = f"{name}-round{number}"
+            record(key, measure(load_prior(folder), options.bench, RATES, options.slices) | {"settings": vars(options)})
+
+
+def record(key, row):
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    row["settings"] = {k: v for k, v in row["settings"].items() if k not in ("work", "run", "quick")}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results | {key: row}, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
+    say(f"{key} recorded")
+
+
+def show(results):
+    rows = []
+    for key, row in sorted(results.items()):
+        cells = [key]
+        for rate in row["rates"].values():
+            one, mean = np.mean(rate["psnr_one"]), np.mean(rate["psnr_mean"])
+            cells.append(f"{one:.2f} / {mean:.2f} / {np.mean(rate['ssim_mean']):.3f} / {np.mean(rate['z2']):.2f}")
+        rows.append([*cells, " ".join(f"{v:.4f}" for v in row["nmse"])])
+    status_table(rows, ("prior", *(f"R = {r}: one / mean / SSIM / z^2" for r in RATES), "NMSE at .2 .4 1.2 4"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="also rerun one small row")
+    parser.add_argument("--run", dest="arm", choices=ARMS)
+    parser.add_argument("--bench", choices=SIZE, default="phantom")
+    parser.add_argument("--rates", type=int, nargs="+", default=[4])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", help="folder for scans and priors")
+    parser.add_argument("--scans", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--round-steps", type=int, default=400)
+    parser.add_argument("--round-levels", type=int, default=8)
+    parser.add_argument("--round-scans", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--decay", type=float, default=0.0)
+    parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 8], help="rounds whose prior is measured")
+    parser.add_argument("--slices", type=int, default=16)
+    options = parser.parse_args()
+    if options.arm:
+        run(options)
+        return 0
+    show(json.loads(RESULTS.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
