@@ -91,7 +91,7 @@ def espirit(
     threshold  singular values kept, relative to the largest; `kernel_rank` chooses if not given
 
     The sets are orthonormal at every pixel, S^H S = 1. Among sets of eigenvalue near 1 the first is the combination of
-    most energy near the pixel in the low-resolution image, so that the others carry as little as they can.
+    most energy near the pixel in the low-resolution image, which varies smoothly.
     """
     slices, coils = block.shape[:2]
     reference = _virtual_coils(block, sets)
@@ -217,7 +217,7 @@ def _ordered_by_energy(vectors, values, low):
     """Turn the sets of every pixel of one slice among themselves, those of eigenvalue near 1, so that energy falls.
 
     The energy is that of the low-resolution image nearby. Eigenvalues near 1 are too close together to tell the sets
-    apart by: without this their order would change at random from pixel to pixel.
+    apart by: alone they would turn the sets from pixel to pixel.
     """
     outer = torch.view_as_real(low[..., :, None] * low.conj()[..., None, :]).flatten(2).permute(2, 0, 1)
     nearby = torch.nn.functional.avg_pool2d(outer[None], _NEARBY, 1, _NEARBY // 2)[0].permute(1, 2, 0)

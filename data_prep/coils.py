@@ -22,43 +22,44 @@ from mrigsure.fourier import center_crop
 _CENTRE = 24  # lines, and samples along the readout for svd
 
 
-def compress_coils(
+def coil_matrices(
     kspace: np.ndarray,
     coils: int,
     method: Literal["svd", "gcc"],
     mask: np.ndarray,
     calibration: tuple[int, int],
     name="scan",
-) -> np.ndarray:
-    """Whitened kspace (slices, physical coils, H, W) to virtual coils: complex64 (slices, coils, H, W).
+) -> np.ndarray | None:
+    """Matrices from one whitened slice (physical coils, H, W): (coils, physical), or (H, coils, physical) for gcc.
 
-    mask         bool (W,) or (H, W): the samples taken; gcc needs whole lines
-    calibration  height and width of the centred, fully sampled block, from which the matrices come; 24 of each are
-                 enough. Without a block (0, 0) they come from all samples
+    mask         bool (W,) or (H, W): the samples that the scan took; gcc needs whole lines
+    calibration  height and width of the centred, fully sampled block of kspace, from which the matrices come; 24 of
+                 each are enough. Without a block (0, 0) they come from all of kspace
 
-    A scan that has no more coils than asked for stays as it is, and a ScanWarning says so.
+    None for a scan that has no more coils than asked for, and a ScanWarning says so.
     Raises InputError for gcc where the readout is not fully sampled.
     """
-    slices, physical, height, width = kspace.shape
+    physical, *shape = kspace.shape
     if coils >= physical:
         warnings.warn(
             f"{name}: {physical} coils, and {coils} virtual ones asked for: not compressed", ScanWarning, stacklevel=2
         )
-        return kspace
-    mask = np.broadcast_to(mask, (height, width))
+        return None
+    mask = np.broadcast_to(mask, shape)
     if method == "gcc" and (mask != mask.any(axis=0)).any():
         raise InputError(name, "lines that are not sampled along the whole readout", "--compression svd for such scans")
-    region = tuple(min(size, _CENTRE) or full for size, full in zip(calibration, (height, width), strict=True))
-    compressed = np.empty((slices, coils, height, width), np.complex64)
-    for one, out in zip(kspace, compressed, strict=True):
-        if method == "svd":
-            out[...] = np.tensordot(svd_matrix(center_crop(one, region), coils), one, axes=1)
-        else:
-            rows = readout_image(one)
-            matrices = gcc_matrices(center_crop(rows, (height, region[1])), coils)
-            virtual = (matrices @ rows.transpose(1, 0, 2)).transpose(1, 0, 2)
-            out[...] = readout_kspace(virtual) * mask
-    return compressed
+    height, width = (min(size, _CENTRE) or full for size, full in zip(calibration, shape, strict=True))
+    if method == "svd":
+        return svd_matrix(center_crop(kspace, (height, width)), coils)
+    return gcc_matrices(readout_image(center_crop(kspace, (shape[0], width))), coils)
+
+
+def virtual_coils(kspace: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Mix the coils: (physical coils, H, W) -> complex64 (coils, H, W)."""
+    if matrices.ndim == 2:
+        return np.tensordot(matrices, kspace, axes=1).astype(np.complex64)
+    virtual = matrices @ readout_image(kspace).transpose(1, 0, 2)
+    return np.ascontiguousarray(readout_kspace(virtual.transpose(1, 0, 2)), np.complex64)
 
 
 def svd_matrix(samples: np.ndarray, coils: int) -> np.ndarray:

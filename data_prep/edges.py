@@ -8,6 +8,8 @@ their noise is no longer the noise of the rest. Both count as not acquired.
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from data_prep.windows import windowed_samples
+
 _ZERO = 1e-7  # of the largest sample: what a float32 Fourier transform leaves where there was nothing
 _REACH = 0.12  # of the half axis, over which a window must lower the power
 _FALL = 8.0  # by this factor at least; anatomy, |k|^-3 to |k|^-4, falls by 1.6 and noise not at all
@@ -18,8 +20,10 @@ _SMOOTH = 3  # lines or rings averaged: the spectrum of a single line may have a
 
 
 def nonzero_samples(kspace: np.ndarray) -> np.ndarray:
-    """Samples that are not zero in every slice and coil. kspace (slices, coils, H, W) -> bool (H, W)."""
-    magnitude = np.abs(kspace).max(axis=(0, 1))
+    """Samples that are not zero in every slice and coil. kspace (slices, coils, H, W) or 3-D -> bool (H, W) or 3-D."""
+    magnitude = np.zeros(kspace.shape[2:], np.float32)
+    for one in kspace:  # slice by slice: no copy of the volume
+        np.maximum(magnitude, np.abs(one).max(axis=0), out=magnitude)
     return magnitude > _ZERO * magnitude.max()
 
 
@@ -29,13 +33,14 @@ def filtered_edges(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
     kspace (slices, coils, H, W), mask bool (H, W) -> bool (H, W). Looked for along both axes, each end on its own, and
     along the elliptical radius: where the power, its median over a line or ring, falls at the very edge by far
     more than anatomy can, everything counts as filtered from there inward to where the rise is no longer that steep.
-    Windows that leave the edge at a tenth of its size or more (Hamming) are not recognised.
+    Windows that fall too gently for that (Hamming) are looked for in the noise alone (windows.py).
     """
     power = _coil_power(kspace)
     along = _along_axes(power, mask)
     around = _along_radius(power, mask)
     explanations = [along | _along_radius(power, mask & ~along), around | _along_axes(power, mask & ~around)]
-    return min(explanations, key=np.sum)  # a radial window looks like two axial ones too, which would cost more
+    steep = min(explanations, key=np.sum)  # a radial window looks like two axial ones too, which would cost more
+    return steep | windowed_samples(kspace, mask)
 
 
 def _along_axes(power, mask):
@@ -54,14 +59,18 @@ def _along_radius(power, mask):
     y, x = (_position(size) for size in mask.shape)
     radius = np.hypot(y[:, None], x[None])
     outward = np.argsort(radius[mask], kind="stable")
-    rings = np.array_split(outward, max(1, len(outward) // _LEAST))
-    radii, profile = (np.array([_median(values[mask][ring]) for ring in rings]) for values in (radius, power))
+    count = max(1, len(outward) // _LEAST)
+    sorted_values = (values[mask][outward] for values in (radius, power))
+    radii, profile = (np.array([_median(ring) for ring in np.array_split(v, count)]) for v in sorted_values)
     return radius > _window_start(radii, profile)
 
 
 def _coil_power(kspace):
     """Power summed over slices and coils, every coil weighted to the same level."""
-    power = (np.abs(kspace) ** 2).mean(axis=0)
+    power = np.zeros(kspace.shape[1:], np.float32)
+    for one in kspace:
+        power += one.real**2 + one.imag**2
+    power /= len(kspace)
     level = np.array([_median(coil[coil > 0]) for coil in power])
     return (power / np.where(level > 0, level, 1)[:, None, None]).sum(axis=0)
 

@@ -19,7 +19,7 @@ from mrigsure.progress import track
 from mrigsure.scan import ScanSet
 
 _FOLDER = "density"
-_POINT_WORK = 4e7  # samples x coils of one normal operator, beyond which blind modes of point masks are left out
+_POINT_WORK = 1.5e6  # samples x coils x scans, beyond which the blind modes of point masks would take minutes
 
 
 def ensemble_densities(raw: Sequence[Path], settings, run: Callable) -> tuple[list[Path | None], dict[int, str]]:
@@ -54,13 +54,13 @@ def sampling_of(path: str, settings) -> tuple:
 
 def reading_options(settings) -> dict:
     """What `read_raw` and `read_sampling` take from the settings."""
-    return {"mask_path": settings.mask}
+    return {"mask_path": settings.mask, "encoding": settings.encoding, "repetitions": settings.repetitions}
 
 
 def blind_modes(outputs: Sequence[Path], seed: int) -> list[dict]:
     """For every matrix size: its files, and what share of the image's modes none of them sees (identifiability.py).
 
-    Left out for fully sampled scans, and for large matrices with point masks, where it takes too long.
+    Left out for a single file and for fully sampled scans, and, as None, for large point masks, where it takes long.
     """
     scans = ScanSet(outputs)
     report = []
@@ -69,7 +69,9 @@ def blind_modes(outputs: Sequence[Path], seed: int) -> list[dict]:
         entry = {"matrix": list(shape), "files": len(volumes)}
         points = any(volume.mask.ndim == 2 for volume in volumes)
         work = np.prod(volumes[0].kspace_shape[1:]) * min(len(volumes), 16)
-        if not all(volume.mask.all() for volume in volumes) and not (points and work > _POINT_WORK):
+        if len(volumes) > 1 and points and work > _POINT_WORK:
+            entry |= {"blind_share": None, "smallest": None}
+        elif len(volumes) > 1 and not all(volume.mask.all() for volume in volumes):
             indices = [index for index, of in enumerate(scans.shapes) if of == shape]
             spectrum = archive_ensemble(scans, indices, seed).spectrum()
             entry |= {"blind_share": round(spectrum.blind_share, 4), "smallest": round(spectrum.smallest, 4)}

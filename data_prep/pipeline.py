@@ -1,4 +1,5 @@
-"""One raw scan into a prepared one: read -> mask -> noise -> whiten -> sensitivity maps -> scale, slice by slice."""
+"""One raw scan into a prepared one: read -> mask -> noise -> whiten -> compress -> sensitivity maps -> scale, slice by
+slice."""
 
 import hashlib
 import warnings
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from data_prep.calibration import CALIBRATION_WIDTH, KERNEL_WIDTH, low_resolution, sensitivity_maps
+from data_prep.coils import coil_matrices, virtual_coils
 from data_prep.noise import add_noise, estimate_noise, noise_for_snr, whiten
 from data_prep.patient import patient_hash
 from data_prep.readers import RawScan
@@ -18,7 +20,7 @@ from data_prep.readout import crop_readout, outside_samples
 from data_prep.undersample import acquired_samples, apply_mask, found_sampling, mask_seed, stated_or_found_mask
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.files import sha256
-from mrigsure.fourier import ifft2c
+from mrigsure.fourier import center_crop, ifft2c
 from mrigsure.masks import calibration_region, ensemble_density
 from mrigsure.scan import SIGMA_DATA, PreparedVolume
 from mrigsure.settings import PrepareSettings
@@ -67,6 +69,14 @@ class Pipeline:
             self.sampling = found_sampling(self.acquired, density)
         self._added = 0.0  # standard deviation per real part of noise to add, in raw units
         self._targets: dict[int, np.ndarray] = {}
+        self._matrices: dict[int, np.ndarray | None] = {}  # of coil compression
+        reference = self.raw.reference
+        if reference is not None and reference.shape[:2] != self.raw.kspace.shape[:2]:
+            raise InputError(
+                raw.source,
+                "a reference scan of {} slices and {} coils".format(*reference.shape[:2]),
+                "{} slices and {} coils, as the scan has".format(*self.raw.kspace.shape[:2]),
+            )
 
     def run(self, put: Callable) -> dict:
         """Hand every slice's `kspace`, `sens_maps` and `target` to `put`; the other fields of PreparedVolume."""
@@ -106,14 +116,17 @@ class Pipeline:
         """Of what is sampled, like all that follows; from as many slices, evenly spread, as are needed."""
         sampled = int(np.broadcast_to(self.sampling.mask, self.raw.kspace.shape[-2:]).sum())
         count = min(self.slices, -(-_NOISE_SAMPLES // sampled))
-        chosen = np.linspace(0, self.slices - 1, count).round().astype(int)
-        few = self.raw if count == self.slices else replace(self.raw, kspace=self.raw.kspace[chosen])
+        few = replace(self.raw, kspace=self.raw.kspace[:: self.slices // count])  # a view, no copy
         return estimate_noise(few, self.sampling.mask)
 
     @cached_property
     def region(self) -> tuple[int, int]:
         """Height and width of the calibration region."""
         found = calibration_region(self.sampling.mask, self.raw.kspace.shape[-2:])
+        return found if self.raw.reference is not None else self._asked_or(found)
+
+    def _asked_or(self, found):
+        """The calibration region that the settings ask for, which must be there, or else all that is there."""
         asked = self.settings.calibration
         if asked is not None and any(one > size for one, size in zip(asked, found, strict=True)):
             raise InputError(
@@ -124,8 +137,28 @@ class Pipeline:
         return asked or found
 
     def _full(self, index):
-        """One slice, white, all that was acquired: (1, coils, H, W)."""
-        return whiten(self.raw.kspace[index : index + 1] * self.acquired.mask, self.noise.covariance)[0]
+        """One slice, white and compressed, all that was acquired: (1, coils, H, W)."""
+        white = whiten(self.raw.kspace[index : index + 1] * self.acquired.mask, self.noise.covariance)[0]
+        if self.settings.compress is not None and index not in self._matrices:
+            source, region = white * self.sampling.mask, self.region
+            if self.raw.reference is not None:
+                source, region = self._reference(index)
+            how = (self.settings.compress, self.settings.compression, self.sampling.mask)
+            self._matrices[index] = coil_matrices(source[0], *how, region, self.raw.source.name)
+        return self._compressed(index, white)
+
+    def _compressed(self, index, white):
+        matrices = self._matrices.get(index)
+        return white if matrices is None else virtual_coils(white[0], matrices)[None]
+
+    def _reference(self, index):
+        """One slice of the separate reference scan, white, on the scan's matrix, (1, coils, H, W), and its region."""
+        reference = whiten(self.raw.reference[index : index + 1], self.noise.covariance)[0]
+        shape = self.raw.kspace.shape[-2:]
+        block = tuple(min(sizes) for sizes in zip(reference.shape[-2:], shape, strict=True))
+        fitted = np.zeros((*reference.shape[:2], *shape), np.complex64)
+        center_crop(fitted, block)[...] = center_crop(reference, block)
+        return fitted, self._asked_or(block)
 
     def _sampled(self, index):
         """One slice as it will be written, but for the scale: (coils, H, W)."""
@@ -142,8 +175,13 @@ class Pipeline:
         """Hand over one slice's maps; returns its low-resolution magnitude, (H, W)."""
         full = self._full(index)
         kspace = self._masked(index, full)
-        maps = sensitivity_maps(kspace, self.region, self.raw.source.name)
+        source, region = kspace, self.region
+        if self.raw.reference is not None:
+            source, region = self._reference(index)
+            source = self._compressed(index, source)
+        maps = sensitivity_maps(source, region, self.raw.source.name, sets=self.settings.map_sets)
         put(index, sens_maps=maps[0])
+        maps = maps if self.settings.map_sets == 1 else maps[:, 0]  # scale and target are the first set's
         if self.settings.keep_target and self.acquired.is_full:
             self._targets[index] = (maps[0].conj() * ifft2c(torch.from_numpy(full[0])).numpy()).sum(axis=0)
         block = tuple(int(np.clip(size, KERNEL_WIDTH, CALIBRATION_WIDTH)) for size in self.region)
@@ -181,7 +219,10 @@ def _without_oversampling(raw):
     lines = np.broadcast_to(stated_or_found_mask(raw), (len(raw.kspace), raw.kspace.shape[-1]))
     outside = outside_samples(raw.kspace, lines, wanted)
     cropped = np.stack([crop_readout(one, wanted) for one in raw.kspace])
-    return replace(raw, kspace=cropped, outside=outside)
+    reference = raw.reference  # over the same field of view, oversampled alike
+    if reference is not None:
+        reference = crop_readout(reference, round(reference.shape[-2] * wanted / height))
+    return replace(raw, kspace=cropped, outside=outside, reference=reference)
 
 
 def _scale(magnitudes, source):

@@ -90,14 +90,17 @@ def _prepare_all(raw, outputs, settings):
         for place, outcome in track(run(prepare_file, jobs), "preparing", len(jobs)):
             number = todo[place]
             for text in outcome.warnings:
-                warnings.warn(text, ScanWarning, stacklevel=2)
+                warnings.warn(_as_given(text, raw[number]), ScanWarning, stacklevel=2)
             if outcome.error:
                 errors[number] = outcome.error
             else:
                 entries[number], was_there = outcome.value
                 kept += was_there
     if errors and len(raw) == 1:
-        raise errors[0]
+        error = errors[0]
+        if isinstance(error, InputError):
+            raise InputError(_as_given(error.where, raw[0]), error.found, error.expected) from error
+        raise error
     for number, error in sorted(errors.items()):
         entries[number] = failed_entry(raw[number], outputs[number], _one_line(error, raw[number]))
         warnings.warn(f"{_one_line(error, raw[number])}; skipped", ScanWarning, stacklevel=2)
@@ -106,7 +109,12 @@ def _prepare_all(raw, outputs, settings):
 
 def _one_line(error, path):
     """An InputError names its file itself."""
-    return str(error) if isinstance(error, InputError) else f"{path}: internal error: {error}"
+    return _as_given(str(error), path) if isinstance(error, InputError) else f"{path}: internal error: {error}"
+
+
+def _as_given(text, path):
+    """A worker's message with the path as the user gave it: the folders above may be named after patients."""
+    return text.replace(_plain(path), str(path))
 
 
 def _plain(value):
@@ -116,7 +124,7 @@ def _plain(value):
 
 def _say_blind(ensemble):
     """What share of the modes this matrix size cannot teach, where it was computed."""
-    if "blind_share" not in ensemble:
+    if ensemble.get("blind_share") is None:
         return
     height, width = ensemble["matrix"]
     text = f"{height} x {width}, {ensemble['files']} files: smallest eigenvalue of E[A^H A] {ensemble['smallest']:.3g}"

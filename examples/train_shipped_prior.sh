@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The prior that ships in mrigsure/data/prior, from nothing: about two hours on one core.
-# Every scan is simulated undersampled and noisy; no clean image is ever on disk.
+# The prior that ships in mrigsure/data/prior, from nothing: about an hour on one core.
+# Every scan is simulated undersampled and noisy; no clean image is ever on disk. A run that was stopped goes on.
 set -euo pipefail
 out=${1:?usage: train_shipped_prior.sh FOLDER}
-common="--coils 6 12 --noise 0.04 0.12"
+scans="--slices 2 --pattern random gaussian --coils 5 12 --noise 0.03 0.12"
+training="--validation 0.04 --validation-scans 12 --threads 1 --resume"
 
-mrigsure simulate "$out/raw64" --volumes 600 --slices 2 --matrix 64 --acceleration 3 4 5 6 --center-fraction 0.12 $common --seed 1
+[ -d "$out/prepared64" ] || mrigsure simulate "$out/raw64" --volumes 600 --matrix 64 --acceleration 3 4 5 6 --center-fraction 0.12 $scans --seed 1
 mrigsure prepare "$out/raw64" "$out/prepared64"
-mrigsure train "$out/prepared64" --out "$out/prior64" --steps 1200 --rounds 2 --round-steps 500 --round-scans 400 \
-    --learning-rate 0.0005 --validation 0.03 --validation-scans 8 --threads 1
+mrigsure train "$out/prepared64" --out "$out/prior64" --steps 1200 --rounds 2 --round-steps 400 --round-scans 600 \
+    --round-levels 6 --decay 0 $training
 
-mrigsure simulate "$out/raw128" --volumes 90 --slices 2 --matrix 128 --acceleration 3 4 5 6 8 --center-fraction 0.09 $common --seed 3
+[ -d "$out/prepared128" ] || mrigsure simulate "$out/raw128" --volumes 200 --matrix 128 --acceleration 3 4 5 6 8 --center-fraction 0.09 $scans --seed 3
 mrigsure prepare "$out/raw128" "$out/prepared128"
-mrigsure train "$out/prepared128" --out "$out/prior128" --init-from "$out/prior64" --steps 0 --rounds 1 --round-steps 350 \
-    --batch-size 4 --validation 0.06 --validation-scans 6 --threads 1
+mrigsure train "$out/prepared128" --out "$out/prior128" --init-from "$out/prior64" --steps 0 --rounds 3 --round-steps 400 \
+    --round-scans 240 --round-levels 6 --crop 96 $training

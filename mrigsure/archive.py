@@ -34,6 +34,9 @@ def open_archive(paths: Sequence, validation: float, seed: int, targets: bool = 
         raise InputError(files[0], "no target", "files with the truth for --objective supervised")
     if len(files) < 2:
         raise InputError(files[0], "one file", "at least two: one of them is held apart for the truth-free figures")
+    for volume in scans.volumes:
+        if volume.map_sets > 1:
+            raise InputError(volume.path, f"{volume.map_sets} sets of maps", "one for training: `prepare --map-sets 1`")
     refuse_unidentifiable(scans.volumes, files[0].parent)
     training, held = split_by_file(scans, validation, seed)
     size = max(set(scans.shapes), key=scans.shapes.count)
@@ -42,7 +45,7 @@ def open_archive(paths: Sequence, validation: float, seed: int, targets: bool = 
     if spectrum.blind_share > 0.001:
         warnings.warn(
             f"{spectrum.blind_share:.1%} of the modes are blind to this archive (eigenvalues of E[A^H A] below 0.01); "
-            "expected none: vary the mask from scan to scan",
+            "expected none; `mrigsure feasibility` says what would cure it",
             ScanWarning,
             stacklevel=3,
         )

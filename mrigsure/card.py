@@ -9,17 +9,28 @@ def model_card(name: str, training: dict) -> str:
     sizes = ", ".join(f"{h} x {w}" for h, w in archive["matrix"])
     return f"""# {name}
 
-A diffusion prior for MR images, trained by mrigsure {training["version"]} on undersampled, noisy k-space alone: no
-clean or fully sampled image was seen.
+A diffusion prior for MR images, trained by mrigsure {training["version"]} {_seen(settings)}
 
 - scans: {archive["scans"]} slices ({archive["files"]} files, {archive["validation_scans"]} slices held apart)
 - acceleration {least:.2g} to {most:.2g}, {archive["coils"][0]} to {archive["coils"][1]} coils, matrix {sizes}
 - noise per real part {low:.3g} to {high:.3g}, where the image's standard deviation is 0.5
 - blind modes: {archive["blind_share"]:.2%}; smallest eigenvalue of E[A^H A] {archive["smallest_eigenvalue"]:.3g}
-- {training["updates"]} updates of {settings["batch_size"]}, {training["rounds"]} refinement rounds,
-  seed {settings["seed"]}, started from {settings["init_from"] or "nothing"}
+- objective {settings["objective"]}, input {settings["input"]}, started from {_start(settings)}
+- {training["updates"]} updates of {settings["batch_size"] * settings["accumulate"]}, {training["rounds"]} refinement rounds, seed {settings["seed"]}
 - on lines held out of held-apart scans: residual of the mean {last["residual"]:.3g}, z^2 {last["z2"]:.3g} (1 is right)
 
 Not for diagnosis. A posterior draw shows what is plausible under this prior and the measurement; structure that the
 training scans did not contain may be drawn wrongly where the measurement does not decide.
 """
+
+
+def _start(settings):
+    if settings["init_from"]:
+        return f"the prior {settings['init_from']}"
+    return "a fitted Gaussian" if settings["start"] == "gaussian" else "nothing"
+
+
+def _seen(settings):
+    if settings["objective"] == "supervised":
+        return "on CLEAN images: an oracle, for\ncomparison only."
+    return "on undersampled, noisy k-space alone: no\nclean or fully sampled image was seen."

@@ -13,32 +13,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import mrigsure
+from mrigsure.feasibility_text import UNSUPERVISED, advice, print_tables, record
 from mrigsure.files import atomic
 from mrigsure.identifiability import (
-    BLIND,
     LineEnsemble,
     PointEnsemble,
     Spectrum,
     archive_ensemble,
     unidentifiable,
 )
-from mrigsure.progress import say, status_table, track
+from mrigsure.progress import say, track
 from mrigsure.protocols import Change, Protocol, changes, observed_protocol
 from mrigsure.scan import ScanSet
 from mrigsure.settings import FeasibilitySettings
 
 TOLERATED = 0.001  # share of blind modes that is none
 CAN, PARTLY, CANNOT = "can teach", "can teach only partly", "cannot teach"
-_UNSUPERVISED = 0.05  # share of modes without supervision that is worth a word
 _INPUTS, _INPUT_ROWS = 3, 32  # single inputs looked at for that, and image rows of each
 _MASKS = 256  # of an archive, evenly spread, that its protocol is read from
-_LEGEND = (
-    "[dim]blind modes: parts of an image that no scan measures (eigenvalues of E[A^H A] below 0.01).\n"
-    "without supervision: parts that the first stage of training cannot check, given which lines one input keeps;\n"
-    "refinement may still learn them from other scans.[/dim]"
-)
-_QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class SizeReport:
     def better(self) -> Outcome | None:
         """A change that also supervises what the archive, or its cure, leaves to chance in the first stage."""
         best = self.cure or self.now
-        if best.unsupervised <= _UNSUPERVISED:
+        if best.unsupervised <= UNSUPERVISED:
             return None
         return next((c for c in self.changes if c.cures and c.unsupervised <= best.unsupervised / 2), None)
 
@@ -105,15 +97,13 @@ def feasibility(settings: FeasibilitySettings) -> Path:
     impossible = unidentifiable(scans.volumes)
     reports = [examine(scans, shape, settings.delta, settings.seed) for shape in sorted(set(scans.shapes))]
     conclusion = verdict(reports, impossible)
-    for report in reports:
-        _print(report)
+    print_tables(reports)
     sentences = advice(reports, impossible)
-    say(_LEGEND)
     headline = f"This archive {conclusion.replace('teach', 'teach a prior')}."
     say(f"[bold]{headline}[/bold] {sentences}")
     path = Path(settings.out).with_suffix(".json")
     with atomic(path) as partial:
-        partial.write_text(json.dumps(_record(settings, reports, conclusion, sentences), indent=1) + "\n")
+        partial.write_text(json.dumps(record(settings, reports, conclusion, sentences), indent=1) + "\n")
     picture(path.with_suffix(".png"), reports, headline, sentences)
     say(f"in {path} and {path.with_suffix('.png')}")
     return path
@@ -182,38 +172,6 @@ def verdict(reports: Sequence[SizeReport], impossible: str | None) -> str:
     return CAN if all(report.now.cures for report in reports) else PARTLY
 
 
-def advice(reports: Sequence[SizeReport], impossible: str | None) -> str:
-    """What to do, in a sentence or two a matrix size."""
-    found = [f"It has {impossible}."] if impossible else []
-    for report in reports:
-        where = f"{report.shape[0]} x {report.shape[1]}: " if len(reports) > 1 else ""
-        found.append(where + _sentences(report))
-    return " ".join(found)
-
-
-def _sentences(report):
-    now, cure, better = report.now, report.cure, report.better
-    if cure:
-        text = (
-            f"Smallest cure: to {cure.advice}, at {cure.costs}; blind modes {now.blind_share:.0%} -> "
-            f"{cure.blind_share:.0%}, smallest eigenvalue {now.smallest:.3f} -> {cure.smallest:.3f}."
-        )
-    elif not now.cures:
-        text = f"{now.blind_share:.1%} of the modes are blind, and no change that was tried cures it."
-    else:
-        text = f"Every mode is measured: the smallest eigenvalue of E[A^H A] is {now.smallest:.3f}."
-    start = (cure or now).unsupervised
-    if start > _UNSUPERVISED:
-        text += f" {'Even then' if cure else 'But'} the lines of one input tell which others are missing, so that the "
-        text += f"first stage of training gives no supervision to {start:.0%} of the modes"
-        text += (
-            f". Better: to {better.advice}, at {better.costs}, which leaves {better.unsupervised:.0%}."
-            if better
-            else "."
-        )
-    return text
-
-
 def _cost(outcome):
     return max(0.0, round(outcome.extra_time, 2))
 
@@ -239,55 +197,3 @@ def _mask_like(mask, support):
 
 def _spread(items, count):
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
-
-
-def _print(report):
-    facts = report.facts
-    coils, rates = _span(facts["coils"], "d"), _span(facts["acceleration"], ".2g")
-    title = (
-        f"{report.shape[0]} x {report.shape[1]}: {facts['scans']} scans of {facts['files']} files, "
-        f"{coils} coil{'s' * (coils != '1')}, R {rates}, {facts['masks']} different mask{'s' * (facts['masks'] > 1)}"
-    )
-    rows = [_row(report.now, "[bold]as it is[/bold]", "")]
-    for change in report.changes:
-        name = f"[green]{change.name}[/green]" if change in (report.cure, report.better) else change.name
-        rows.append(_row(change, name, change.time))
-    columns = ("protocol", "scan time", "blind modes", "smallest eigenvalue", "without supervision")
-    status_table(rows, columns, title)
-
-
-def _row(outcome, name, time):
-    blind = f"{outcome.blind_share:.1%}" if outcome.blind_share else "0"
-    return name, time, blind, f"{outcome.smallest:.3f}", f"{outcome.unsupervised:.0%}"
-
-
-def _span(pair, style):
-    low, high = (format(value, style) for value in pair)
-    return low if low == high else f"{low} to {high}"
-
-
-def _record(settings, reports, conclusion, sentences):
-    def figures(outcome):
-        return {key: round(v, 5) if isinstance(v, float) else v for key, v in vars(outcome).items() if key != "advice"}
-
-    return {
-        "version": mrigsure.__version__,
-        "seed": settings.seed,
-        "delta": settings.delta,
-        "blind_below": BLIND,
-        "verdict": conclusion,
-        "advice": sentences,
-        "sizes": [
-            {
-                "matrix": list(report.shape),
-                **report.facts,
-                "now": figures(report.now),
-                "eigenvalue_quantiles": {
-                    str(q): round(value, 6)
-                    for q, value in zip(_QUANTILES, report.spectrum.quantiles(_QUANTILES), strict=True)
-                },
-                "changes": [figures(change) for change in report.changes],
-            }
-            for report in reports
-        ],
-    }

@@ -52,6 +52,10 @@ class VPSchedule:
         """The least step whose level is above the data's own noise; int64, of the shape of `sigma0`."""
         return torch.searchsorted(self.sigma, sigma0.double().contiguous(), right=True)
 
+    def nearest_step(self, sigma: Tensor) -> Tensor:
+        """The step whose level is nearest to each `sigma`, by ratio; int64, of its shape (batch,)."""
+        return (self.sigma.log() - sigma.double().log()[:, None]).abs().argmin(1)
+
     def draw_steps(self, sigma0: Tensor, generator: torch.Generator) -> Tensor:
         """Training steps, uniform over those above each entry's sigma0; int64, of its shape (batch,)."""
         low = self.first_step(sigma0)
@@ -139,9 +143,12 @@ def gsure_vp(
 
 
 def gsure_kawar(denoise, batch: ScanBatch, sigma: Tensor, generator: torch.Generator, schedule: VPSchedule) -> Tensor:
-    """`gsure_vp` for scans of one coil and a denoiser f(x, sigma); the levels are moved to the schedule's steps."""
-    step = torch.searchsorted(schedule.sigma, sigma.double()).clamp(max=schedule.steps - 1)
-    step = torch.maximum(step, schedule.first_step(batch.sigma0))
+    """`gsure_vp` for scans of one coil and a denoiser f(x, sigma), with the arguments of objectives.py.
+
+    Every level is moved to the nearest step above the scan's sigma0. To train as published, draw
+    sigma = schedule.sigma[schedule.draw_steps(sigma0)] and weigh all levels alike.
+    """
+    step = torch.maximum(schedule.nearest_step(sigma), schedule.first_step(batch.sigma0))
     return gsure_vp(at_steps(denoise, schedule), Masked.from_scans(batch), step, generator, schedule)
 
 
@@ -159,8 +166,7 @@ def at_levels(denoise: DenoiseAtStep, schedule: VPSchedule):
     """The denoiser of (x_t, t) as one of (x, sigma), for mrigsure's samplers; sigma goes to the nearest step."""
 
     def at_level(x, sigma):
-        distance = (schedule.sigma.log() - sigma.double().log()[:, None]).abs()
-        step = distance.argmin(1)
+        step = schedule.nearest_step(sigma)
         return denoise(x * _plane(schedule.alpha_bar[step].sqrt().to(x.real)), step)
 
     return at_level

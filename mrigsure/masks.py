@@ -154,11 +154,10 @@ def calibration_region(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, i
 def _reached(sampled):
     """Reached share of the symmetric extent along one axis; 1 unless one end falls short clearly."""
     first, last = np.flatnonzero(sampled)[[0, -1]]
-    center = len(sampled) // 2
-    before, after = max(center - first, 0), max(last - center, 0)
-    extent = 2 * max(before, after)
-    share = 1.0 if extent == 0 else (before + after) / extent
-    return share if 1 - share > _ONE_SIDED / 2 + 1 / max(extent, 1) else 1.0
+    center, odd = len(sampled) // 2, len(sampled) % 2
+    extent = max(1, 2 * max(center - first, last - center + 1 - odd) + odd)  # of an even axis the left half is longer
+    share = min(1.0, (last - first + 1) / extent)
+    return float(share) if 1 - share > _ONE_SIDED / 2 + 1 / extent else 1.0
 
 
 def _block(mask, rows, cols):

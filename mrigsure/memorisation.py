@@ -25,7 +25,7 @@ from mrigsure.progress import track
 from mrigsure.scan import SIGMA_DATA, Scan
 from mrigsure.seeds import generator
 
-_SHUFFLES, _BOOTSTRAPS = 4000, 1000
+_SHUFFLES, _BOOTSTRAPS = 2000, 1000
 _MATERIAL = 0.9  # ratio from which on a difference is worth a word
 _CHANCE = 0.025  # one-sided
 _VAGUE = 0.7  # an interval that reaches down to here decides nothing

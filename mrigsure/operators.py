@@ -1,8 +1,8 @@
 """The Cartesian multi-coil encoding A = M F S, and solves with its normal operator T = A^H A.
 
-Maps are normalised, sum_c |S_c|^2 = 1 at every pixel, so 0 <= T <= I. (MATH: docs/method.md, section 0.) Where the field
-of view folds over a pixel takes several sets of maps, orthonormal to each other, each with an image of its own; S adds
-up what they see, S^H S = I as before, and images are (batch, set, H, W) (docs/soft_sense.md).
+Maps are normalised, sum_c |S_c|^2 = 1 at every pixel, so 0 <= T <= I. (MATH: docs/method.md, section 0.) Where the
+field of view folds over a pixel takes several sets of maps, orthonormal to each other, each with an image of its own; S
+adds up what they see, S^H S = I as before, and images are (batch, set, H, W) (docs/soft_sense.md).
 """
 
 from functools import cached_property

@@ -7,7 +7,8 @@ From x = sigma_max n, for each level sigma_k of a falling schedule
     x  = xh + sigma_{k+1} (sqrt(1 - eta^2) (x - xh) / sigma_k + eta n)
 
 The two perturbations make xh a draw from the Gaussian approximation of p(x | x_sigma, y); with R = sigma^2 J it is
-exact for Gaussian priors. The last level returns the solve's mean. With R = L L^H the solve is xh = x0 + L w,
+exact for Gaussian priors. The last level returns the solve's mean, or a draw where it lies above sigma0 / 2, as for a
+prior that is not yet defined below. With R = L L^H the solve is xh = x0 + L w,
 
     (L^H T L / sigma0^2 + 1) w = L^H A^H (y + sigma0 n1 - A x0) / sigma0^2 + n2.
 """
@@ -29,6 +30,7 @@ from mrigsure.soft_sense import JointFactor, other_sets_deviation
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
+_LOCAL = (0.01, 10.0)  # range of the local variance over its mean; in air, where the denoiser errs least, it is low
 _MOST_ITERATIONS = 60  # at high levels a barely trained prior's R can be wild; the lower levels mend what is left
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 
@@ -107,6 +109,7 @@ def draw(
     def noise(size=shape):
         return complex_noise(size, generator, kspace.dtype).to(kspace.device)
 
+    quiet = float(batch.sigma0.min()) / 2
     x = float(sigmas[0]) * noise() if start is None else start
     for level, sigma in enumerate(sigmas.tolist()):
         last = level + 1 == len(sigmas)
@@ -116,7 +119,7 @@ def draw(
             x0 = torch.nn.functional.pad(x0[:, None], (0, 0, 0, 0, 0, deviation.shape[1]))
             factor = JointFactor(factor, deviation)
         measured, prior_noise = kspace, torch.zeros_like(x0)
-        if perturb and not last:
+        if perturb and not (last and sigma <= quiet):
             measured = kspace + batch.sigma0[:, None, None, None] * noise(kspace.shape)
             prior_noise = noise(x0.shape)
         estimate = solve_level(operator, measured, batch.sigma0, x0, factor, prior_noise)
@@ -207,7 +210,7 @@ class PixelSpectrumSpread:
         step = _PROBE_STEP * sigma
         response = (denoise(x + step * probe, torch.full(x.shape[:1], sigma, device=x.device)) - x0) / step
         local = blur((probe.conj() * response).real / 2)
-        relative = (local / local.mean((1, 2), keepdim=True).clamp_min(1e-6)).clamp(0.1, 10.0)
+        relative = (local / local.mean((1, 2), keepdim=True).clamp_min(1e-6)).clamp(*_LOCAL)
         relative = relative / relative.mean((1, 2), keepdim=True)
         least = 1e-2 * SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)  # a noisy probe's estimate may fall below 0
         spectrum = ring_average((fft2c(probe).conj() * fft2c(response)).real / 2).clamp(least, 1.0)

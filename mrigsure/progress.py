@@ -20,6 +20,11 @@ def say(text: str) -> None:
     _console().print(text, soft_wrap=True)
 
 
+def mute() -> None:
+    """Show nothing from now on: in all processes but one of those that share a training."""
+    _console().quiet = True
+
+
 def status_table(rows: Iterable[Sequence], columns: Sequence[str] = (), title: str | None = None) -> None:
     """Print rows of cells, rich markup allowed; without `columns` the table has no header."""
     from rich import box

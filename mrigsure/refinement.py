@@ -31,6 +31,7 @@ class EStep:
     samples       draws kept of each scan
     sigma_max     where new chains start
     sigma_min     where all end
+    share         (number, count) of the processes that divide the batches; this one draws every count-th
     """
 
     denoise: Denoise
@@ -43,6 +44,7 @@ class EStep:
     round_number: int
     batch_size: int
     device: object = "cpu"
+    share: tuple[int, int] = (0, 1)
 
     def update(self, scans: ScanSet, indices: Sequence[int], chains: dict[int, Tensor]) -> Iterable[int]:
         """Replace the chains of the scans `indices` by new draws; yields the number of scans done after each batch.
@@ -51,7 +53,7 @@ class EStep:
         The draws depend on the seed, the round and the scans' order alone.
         """
         done = 0
-        for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples)):
+        for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
             batch = collate([scans[i] for i in part for _ in range(self.samples)]).to(self.device)
             state, sigma_max, levels = None, self.sigma_max, max(self.levels, FIRST_LEVELS)
@@ -77,10 +79,11 @@ def gaussian_chains(
     seed: int,
     batch_size: int,
     device="cpu",
+    share: tuple[int, int] = (0, 1),
 ) -> Iterable[int]:
     """The first chains where a Gaussian stands for the first stage: exact draws; yields the number of scans done."""
     done = 0
-    for part in _batches(scans, indices, chains, max(1, batch_size // samples)):
+    for part in _batches(scans, indices, chains, max(1, batch_size // samples), share):
         rng = generator(seed, "gaussian chains", part[0], device=device)
         batch = collate([scans[i] for i in part for _ in range(samples)]).to(device)
         drawn = prior.draw(batch, rng).cpu().unflatten(0, (len(part), samples))
@@ -89,9 +92,11 @@ def gaussian_chains(
         yield done
 
 
-def _batches(scans, indices, chains, size):
-    """Scans of one matrix size, all with a chain or all without."""
+def _batches(scans, indices, chains, size, share):
+    """Scans of one matrix size, all with a chain or all without: every count-th batch of this process's share."""
+    number, count = share
     groups = {}
     for index in indices:
         groups.setdefault((scans.shapes[index], index in chains), []).append(index)
-    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
+    every = [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
+    return every[number::count]

@@ -224,8 +224,10 @@ class PreparedWriter:
             if key not in self._file:
                 self._create(key, array.shape)
             if key == "kspace" and self._by_lines:
-                for line in np.flatnonzero(self._mask):
-                    self._file[key][index, :, :, line] = array[:, :, line]
+                lines = np.flatnonzero(self._mask)
+                chunks = array[:, :, lines].transpose(2, 0, 1).astype(np.complex64)
+                for line, chunk in zip(lines, chunks, strict=True):  # past HDF5's selections, which are slow
+                    self._file[key].id.write_direct_chunk((index, 0, 0, line), chunk.tobytes())
             else:
                 self._file[key][index] = array
             if key == "target":

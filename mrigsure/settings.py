@@ -69,6 +69,9 @@ class PrepareSettings:
         partial_fourier: share of the phase-encoding lines that the mask to apply may hold; the last ones are left out
         apply_mask: .npy file of a mask, (W,) or (H, W), or of several along a first axis, to apply instead of a pattern
         calibration: height and width of the calibration region in samples; found from the mask if not given
+        map_sets: sets of sensitivity maps; 2 where the field of view is smaller than the body and folds over
+        compress: number of virtual coils to compress to, after whitening; all coils if not given
+        compression: svd, one matrix a slice, for any sampling; gcc, one for every position along the readout, for lines
         seed: seed of the mask, together with the file's name
         add_noise: add white noise until the prepared scan has this SNR: 20 log10 of the signal's standard deviation
             inside the body over the noise's; for controlled studies
@@ -94,6 +97,9 @@ class PrepareSettings:
     partial_fourier: float = 1.0
     apply_mask: str | None = None
     calibration: tuple[int, int] | None = None
+    map_sets: int = 1
+    compress: int | None = None
+    compression: Literal["svd", "gcc"] = "svd"
     seed: int = 0
     add_noise: float | None = None
     keep_target: bool = False
@@ -107,7 +113,7 @@ class PrepareSettings:
     tls_key: str | None = None
 
     def __post_init__(self):
-        _within(self, 1, "acceleration", "calibration", "workers")
+        _within(self, 1, "acceleration", "calibration", "map_sets", "compress", "workers")
         _within(self, 0, "center_fraction", most=1)
         _within(self, 0.5, "partial_fourier", most=1)
         _within(self, 0, "seed", "encoding")
@@ -146,7 +152,7 @@ class TrainSettings:
         objective: of the first stage. heldout: split GSURE with held-out lines; split: without; gsure: with Hutchinson's
             divergence (Kawar et al.); denoised: GSURE-denoise fully sampled noisy scans, then learn from those images;
             supervised: learn from the clean targets in the prepared files, for studies
-        input: of the first stage. solve: perturb-and-solve; adjoint: the zero-filled image
+        input: of the first stage. solve: perturb-and-solve; adjoint: the zero-filled image, which denoised always takes
         start: network, or gaussian to skip the first stage: the first draws come from a Gaussian fitted by
             expectation-maximisation
         steps: updates of the first stage; may be 0 with --init-from or --start gaussian
@@ -155,9 +161,10 @@ class TrainSettings:
         round_scans: scans drawn anew in each round; 0 means all
         round_samples: draws kept of each scan
         round_levels: levels of each persistent chain in a round
+        anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
         batch_size: scans in an update
-        accumulate: batches whose gradients make one update
+        accumulate: batches whose gradients make one update, in each process
         learning_rate: peak learning rate of Adam
         decay: share of all updates at the end over which the learning rate falls to a twentieth
         channels: network width at each resolution, multiples of 8
@@ -192,6 +199,7 @@ class TrainSettings:
     round_scans: int = 0
     round_samples: int = 1
     round_levels: int = 8
+    anchor: float = 0.0
     patience: int = 0
     keep_rounds: bool = False
     batch_size: int = 8
@@ -222,13 +230,21 @@ class TrainSettings:
         _within(self, least_steps, "steps")
         _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
         _within(self, 2, "round_levels")
-        _within(self, 0, "rounds", "round_scans", "patience", "crop", "checkpoint_minutes", "seconds", "threads", "seed")
-        _within(self, 0, "learning_rate", "ema", "decay", most=1)
+        _within(
+            self, 0, "rounds", "round_scans", "patience", "crop", "checkpoint_minutes", "seconds", "threads", "seed"
+        )
+        _within(self, 0, "learning_rate", "ema", "decay", "anchor", most=1)
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)
         _within(self, 1, "sigma_max")
         if self.objective == "supervised" and self.rounds:
             raise InputError("--rounds", str(self.rounds), "0 with --objective supervised, which has nothing to draw")
+        if self.compile and self.objective in ("gsure", "denoised"):
+            raise InputError(
+                "--compile",
+                f"--objective {self.objective}",
+                "another objective: Hutchinson's divergence is differentiated twice, which torch.compile cannot do",
+            )
         if any(width % 8 for width in self.channels):
             raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
 

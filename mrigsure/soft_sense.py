@@ -2,8 +2,8 @@
 
 Of the images x = (x_1, x_2, ...) seen through S = (S_1, S_2, ...) the first has the diffusion prior; the others
 carry what folds onto it, and have the prior N(0, D^2): zero mean, and at every pixel no more energy than the
-low-resolution image shows there. A Gaussian needs no diffusion: at each level of the sampler the others are drawn jointly
-with the first and then forgotten, which integrates them out exactly,
+low-resolution image shows there. A Gaussian needs no diffusion: at each level of the sampler the others are drawn
+jointly with the first and then forgotten, which integrates them out exactly,
 
     p(x_1 | x_sigma, y) = integral of p(x_1, x_2 | x_sigma, y) over x_2.
 

@@ -3,7 +3,8 @@
 From K draws given the kept lines, on the held-out samples y of every coil, with m their mean and v their variance
 (docs/method.md, section 6):
 
-    residual  (sum |y - m|^2 - 2 sigma0^2) / (sum |y|^2 - 2 sigma0^2), the error of the mean, noise taken off
+    residual  (sum |y - m|^2 - 2 sigma0^2 - v/K) / (sum |y|^2 - 2 sigma0^2), the error of the mean of endlessly many
+              draws: noise taken off, and what so few draws add
     z2        sum |y - m|^2 / sum (2 sigma0^2 + v (1 + 1/K)), 1 where the spread is right
     energy    the energy score of the predictive distribution, relative to |y|
     power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
@@ -114,7 +115,8 @@ def held_out_figures(
         return tuple(v if s else None for v, s in zip((above / below.clamp_min(1e-12)).tolist(), seen, strict=True))
 
     return HeldOutFigures(
-        residual=(total["error"] - total["noise"]) / max(total["data"] - total["noise"], 1e-12),
+        residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
+        / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
         energy=energy / max(length, 1e-12),
         power=per_band(sums["drawn"], signal),

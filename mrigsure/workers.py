@@ -122,7 +122,7 @@ def _client(settings):
                 n_workers=settings.workers,
                 threads_per_worker=1,
                 memory_limit=0,  # a job's memory is bounded by its file; Dask would pause workers near a guessed share
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 security=True,  # keys for this run only: other users of the machine cannot send it code
                 silence_logs=logging.CRITICAL,
             ) as cluster,

@@ -10,6 +10,7 @@ from mrigsure.errors import ScanWarning
 from mrigsure.fourier import center_crop
 from mrigsure.masks import calibration_region
 from mrigsure.scan import SIGMA_DATA, Scan
+from mrigsure.soft_sense import first_set
 
 NOISE_FACTOR = 2.0  # outside of the range in training
 SIGNAL_FACTOR = 1.5  # off SIGMA_DATA
@@ -34,7 +35,7 @@ def body_std(scan: Scan) -> float:
     centre = torch.zeros(scan.shape)
     center_crop(centre, block)[...] = 1
     batch = scan.batch()
-    magnitude = batch.operator.adjoint(batch.kspace * centre)[0].abs()
+    magnitude = first_set(batch.operator.adjoint(batch.kspace * centre)[0]).abs()
     body = magnitude > _BODY * magnitude.flatten().quantile(0.99)
     return float((magnitude[body].square().mean() / 2).sqrt())
 

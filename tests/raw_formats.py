@@ -76,7 +76,14 @@ def write_cfl(path, array, dims):
 
 
 def mrd_encoding(
-    matrix, fov=(256.0, 192.0, 5.0), *, asked=None, asked_fov=None, limits=None, trajectory="cartesian", calibration=None
+    matrix,
+    fov=(256.0, 192.0, 5.0),
+    *,
+    asked=None,
+    asked_fov=None,
+    limits=None,
+    trajectory="cartesian",
+    calibration=None,
 ):
     """An encoding of an ISMRMRD header.
 
@@ -124,7 +131,9 @@ def mrd_header(*encodings, bandwidth=None, protocol="flash"):
         ),
         experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=123000000),
         encoding=list(encodings),
-        userParameters=xsd.userParametersType(userParameterString=[xsd.userParameterStringType(name="patient", value="Doe")]),
+        userParameters=xsd.userParametersType(
+            userParameterString=[xsd.userParameterStringType(name="patient", value="Doe")]
+        ),
     )
     return header.toXML()
 

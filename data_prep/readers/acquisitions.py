@@ -142,25 +142,25 @@ class Lines:
             try:
                 samples = self._table.fields("data")[block[0] : block[-1] + 1]
             except OSError as error:
-                raise InputError(self.path, "lines that cannot be read (a truncated file)", "a complete file") from error
+                raise InputError(self.path, "lines that cannot be read (truncated)", "a complete file") from error
             for row in block:
                 yield self._complex(row, samples[row - block[0]])
 
     def place(self, rows, volume_of, volumes: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """The mean of the lines at every position, complex64 (volumes, coils, x, y, z), and their number (volumes, y, z).
+        """The mean of the lines at every position, complex64 (volumes, coils, x, y, z); their number (volumes, y, z).
 
         volume_of  the volume of each row, 0 to volumes - 1
         """
         coils = int(self.heads["active_channels"][rows[0]])
-        total = np.zeros((volumes, *grid.shape[1:], coils, grid.shape[0]), np.complex64)
-        count = np.zeros(total.shape[:3], int)
+        total = np.zeros((volumes, coils, *grid.shape), np.complex64)
+        count = np.zeros((volumes, *grid.shape[1:]), int)
         where = zip(volume_of, *grid.positions(self.heads[rows]), strict=True)
-        for position, line in zip(where, self.read(rows), strict=True):
-            total[position][:, grid.readout] += line[:, grid.columns]
-            count[position] += 1
-        for position in zip(*np.nonzero(count > 1), strict=True):
-            total[position] /= count[position]
-        return total.transpose(0, 3, 4, 1, 2), count
+        for (volume, y, z), line in zip(where, self.read(rows), strict=True):
+            total[volume, :, grid.readout, y, z] += line[:, grid.columns]
+            count[volume, y, z] += 1
+        for volume, y, z in zip(*np.nonzero(count > 1), strict=True):
+            total[volume, ..., y, z] /= count[volume, y, z]
+        return total, count
 
     def _complex(self, row, numbers):
         shape = int(self.heads["active_channels"][row]), int(self.heads["number_of_samples"][row])
@@ -171,7 +171,7 @@ class Lines:
 
 
 def _axis(stated, center, count):
-    """Size of an axis, the stated one if all fits, whose n // 2 is sample `center` of `count`; and where sample 0 lies."""
+    """Size of an axis, as stated if all fits, with sample `center` of `count` at n // 2; and where sample 0 lies."""
     size = int(stated)
     while size // 2 < center or size - size // 2 < count - center:
         size += 1

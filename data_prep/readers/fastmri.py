@@ -2,14 +2,23 @@
 
 Lines outside padding_left and padding_right were never candidates (zero-padding, partial Fourier). Where no attribute
 states them they come from the header, as fastMRI's own reader takes them: the centre of the encoding limits lies in the
-middle of the matrix. Layout: Zbontar et al., fastMRI: An Open Dataset and Benchmarks for Accelerated MRI, arXiv 1811.08839.
+middle of the matrix. Layout: Zbontar et al., fastMRI: An Open Dataset and Benchmarks for Accelerated MRI, arXiv
+1811.08839.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.readers.raw import RawScan, header_padding, header_voxel, patient_id, public_header
+from data_prep.readers.raw import (
+    RawScan,
+    header_padding,
+    header_voxel,
+    identifiers,
+    patient_id,
+    public_header,
+    public_text,
+)
 from mrigsure.errors import InputError
 from mrigsure.scan import open_hdf5
 
@@ -33,7 +42,7 @@ def read_fastmri(path, middle: bool = False) -> RawScan:
             header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
         except OSError as error:
             raise InputError(path, "data that cannot be read (a truncated file)", "a complete HDF5 file") from error
-        acquisition = _text(file.attrs.get("acquisition", ""))
+        acquisition = _acquisition(file)
         padding = [int(file.attrs[name]) for name in _PADDING if name in file.attrs]
         patient = _patient(file)
     header = None if header is None else public_header(_text(header), path)
@@ -83,7 +92,7 @@ def _as_mask(mask, shape, path):
 
 
 def _support(kspace, padding, header):
-    """Lines that were candidates, where the file states them: bool (W,). The header is believed where k-space agrees."""
+    """Lines that were candidates, where stated: bool (W,). The header is believed only where k-space agrees."""
     width = kspace.shape[-1]
     stated = len(padding) == 2
     if not stated:
@@ -94,18 +103,18 @@ def _support(kspace, padding, header):
     return lines if stated or (lines.any() and not kspace[..., ~lines].any()) else None
 
 
+def _acquisition(file):
+    """The protocol's name, unless it names the patient."""
+    private = [_text(file.attrs.get("patient_id", ""))]
+    if "ismrmrd_header" in file:
+        private += identifiers(_text(file["ismrmrd_header"][()]))
+    return public_text(_text(file.attrs.get("acquisition", "")), private)
+
+
 def _patient(file):
     """The identifier in the attributes or, where that is empty, in the header."""
     stated = _text(file.attrs.get("patient_id", "")).strip()
     return stated or (patient_id(_text(file["ismrmrd_header"][()])) if "ismrmrd_header" in file else "")
-
-
-def _patient(file):
-    """The attribute that fastMRI has for it, else the header's."""
-    stated = _text(file.attrs.get("patient_id", "")).strip()
-    if stated or "ismrmrd_header" not in file:
-        return stated
-    return patient_id(_text(file["ismrmrd_header"][()]))
 
 
 def _text(value) -> str:

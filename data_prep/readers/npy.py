@@ -47,9 +47,8 @@ def npz_sampling(path) -> tuple[np.ndarray | None, tuple[int, int]]:
     mask = _load_npz(path, "mask").get("mask")
     try:
         with zipfile.ZipFile(path) as archive, archive.open("kspace.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read_header(file)[0]
+            first = np.lib.format.read_magic(file) == (1, 0)
+            shape = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)[0]
     except (KeyError, ValueError) as error:
         raise InputError(path, "no array `kspace`", _NPZ) from error
     return None if mask is None else as_mask(mask, path), shape[-2:]
@@ -73,7 +72,7 @@ def scan_of_arrays(arrays: dict[str, np.ndarray], path, mask: np.ndarray | None 
         mask = as_mask(arrays["mask"], path)
     noise = arrays.get("noise")
     if noise is not None and (noise.dtype.kind != "c" or noise.ndim != 2 or len(noise) != coils):
-        raise InputError(path, f"noise {noise.dtype} of shape {noise.shape}", f"complex (coils, samples), {coils} coils")
+        raise InputError(path, f"noise {noise.dtype} of shape {noise.shape}", f"complex ({coils} coils, samples)")
     reference = arrays.get("reference")
     if reference is not None:
         reference = with_axes(reference, path, "reference")

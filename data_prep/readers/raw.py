@@ -1,5 +1,6 @@
 """RawScan, what every reader returns, and the two checks that every reader makes."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from mrigsure.errors import InputError
 _ISMRMRD = "http://www.ismrm.org/ISMRMRD"
 _KEPT_SECTIONS = ("acquisitionSystemInformation", "experimentalConditions", "encoding", "sequenceParameters")
 _KEPT_ENCODING = ("encodedSpace", "reconSpace", "encodingLimits", "trajectory", "parallelImaging", "echoTrainLength")
+_IDENTIFIERS = ("patientName", "patientID", "patientBirthdate")
+_WORD = 3  # letters; a word of so few counts only where it stands alone
 _KEPT_SYSTEM = (
     "systemVendor",
     "systemModel",
@@ -29,8 +32,8 @@ class RawScan:
     mask         bool (W,) or (H, W) where the file or a mask file states the sampling, else None
     support      bool (W,) where the file states which lines were never candidates (zero-padding), else None
     noise        complex64 (coils, samples) acquired without signal, in the units of kspace, or None
-    reference    complex64 (slices, coils, h, w), fully sampled, of a separate reference scan over the same field of view,
-                 k = 0 at n // 2, from which maps may be made; or None
+    reference    complex64 (slices, coils, h, w), fully sampled, of a separate reference scan over the same field of
+                 view, k = 0 at n // 2, from which maps may be made; or None
     outside      complex64 (coils, samples), of image rows that oversampling put outside the field of view, in the units
                  of kspace (see readout.outside_samples); or None
     header       ISMRMRD XML without anything about the patient, the study or the site, or None
@@ -79,14 +82,14 @@ def public_header(xml: str, source) -> str:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
         raise InputError(source, f"a header that is not XML ({error})", "an ISMRMRD header") from error
-    removed = _keep(root, _KEPT_SECTIONS)
+    _keep(root, _KEPT_SECTIONS)
     for encoding in root.findall(f"{{{_ISMRMRD}}}encoding"):
-        removed |= _keep(encoding, _KEPT_ENCODING)  # not trajectoryDescription, which has room for anything
+        _keep(encoding, _KEPT_ENCODING)  # not trajectoryDescription, which has room for anything
     system = root.find(f"{{{_ISMRMRD}}}acquisitionSystemInformation")
     if system is not None:
-        removed |= _keep(system, _KEPT_SYSTEM)
-    if not removed and "<!--" not in xml:
-        return xml
+        _keep(system, _KEPT_SYSTEM)
+    for element in root.iter():
+        element.attrib.clear()
     return _document(root)
 
 
@@ -103,7 +106,7 @@ def encoding_header(xml: str, number: int, other: str | None = None) -> str:
 
 
 def header_text(xml: str, section: str, name: str) -> str:
-    """The text of one element of a section of an ISMRMRD header, or ""; of no XML too, which `public_header` refuses."""
+    """The text of one element of a section of an ISMRMRD header, or "", as of what is no XML at all."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
@@ -113,10 +116,20 @@ def header_text(xml: str, section: str, name: str) -> str:
 
 def patient_id(xml: str) -> str:
     """The patient's identifier in an ISMRMRD header, or "": for the keyed hash of it, and never to be written."""
-    try:
-        return header_text(xml, "subjectInformation", "patientID").strip()
-    except ElementTree.ParseError:  # public_header says so
-        return ""
+    return header_text(xml, "subjectInformation", "patientID").strip()
+
+
+def identifiers(xml: str) -> list[str]:
+    """Everything in an ISMRMRD header that names the patient, for `public_text`."""
+    subject = [header_text(xml, "subjectInformation", name) for name in _IDENTIFIERS]
+    return [*subject, header_text(xml, "studyInformation", "accessionNumber")]
+
+
+def public_text(text: str, private: list[str]) -> str:
+    """Free text of an operator, or "" where a word of the identifiers `private` stands in it."""
+    words = {word for identifier in private for word in _words(identifier) if len(word) >= _WORD}
+    named = any(word in text.lower() if len(word) > _WORD else word in _words(text) for word in words)
+    return "" if named else text
 
 
 def header_space(xml: str, space: str) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
@@ -158,8 +171,10 @@ def _document(root) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _keep(element, names) -> bool:
-    others = [child for child in element if child.tag.rpartition("}")[2] not in names]
-    for child in others:
+def _words(text):
+    return re.split(r"[\W_]+", text.lower())
+
+
+def _keep(element, names) -> None:
+    for child in [child for child in element if child.tag.rpartition("}")[2] not in names]:
         element.remove(child)
-    return bool(others)

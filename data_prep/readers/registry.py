@@ -42,9 +42,7 @@ def read_middle_slice(path, mask_path=None, **options) -> RawScan:
         return read_fastmri(path, middle=True)
     raw = read_raw(path, mask_path, **options)
     center = slice(len(raw.kspace) // 2, len(raw.kspace) // 2 + 1)
-    return replace(
-        raw, kspace=raw.kspace[center], reference=None if raw.reference is None else raw.reference[center]
-    )
+    return replace(raw, kspace=raw.kspace[center], reference=None if raw.reference is None else raw.reference[center])
 
 
 def read_sampling(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.readers import twix_lines
-from data_prep.readers.raw import RawScan
+from data_prep.readers.raw import RawScan, public_text
 from data_prep.readers.volume import Cut, cut_volume, plan_cut
 from data_prep.readout import outside_samples
 from mrigsure.errors import InputError, ScanWarning
@@ -38,6 +38,7 @@ _NO_IMAGE = (
 _INTEGRATED_REFERENCE = 2  # sPat.ucRefScanMode: calibration lines taken within the imaging scan
 _CARTESIAN = 1  # sKSpace.ucTrajectory
 _ADJUSTMENT_DWELL = {"AdjCoilSens": 5000, "AdjQuietCoilSens": 4000}  # ns, of noise scans in a measurement of their own
+_IDENTIFIERS = ("tPatientName", "PatientName", "PatientsName", "PatientID", "PatientBirthDay", "AccessionNumber")
 _LACKING = 0.02  # share of the samples that one slice may lack
 
 
@@ -70,7 +71,7 @@ def read_twix(path, repetitions: str = "separate") -> RawScan:
         outside=outside,
         header=None if voxel is None else _header(header, planes, voxel),
         voxel_mm=voxel,
-        acquisition=str(protocol.get("tProtocolName", "")),
+        acquisition=public_text(str(protocol.get("tProtocolName", "")), _identifiers(header)),
         patient=_patient(header),
     )
 
@@ -257,5 +258,16 @@ def _header(header, planes, voxel):
 
 
 def _patient(header):
-    found = [str(header.get(part, {}).get("PatientID", "")) for part in ("Config", "Meas", "Dicom")]
-    return next((text.strip() for text in found if text.strip(" xX")), "")
+    """The first identifier that was not blanked."""
+    found = [text for text in _texts(header, ("PatientID",)) if text.strip(" xX")]
+    return found[0].strip() if found else ""
+
+
+def _identifiers(header):
+    """Everything that names the patient; numbers, which twixtools makes of dates, as they were written."""
+    return _texts(header, _IDENTIFIERS)
+
+
+def _texts(header, keys):
+    values = [header.get(part, {}).get(key, "") for part in ("Config", "Meas", "Dicom") for key in keys]
+    return [f"{value:.0f}" if isinstance(value, float) else str(value) for value in values]

@@ -1,4 +1,4 @@
-"""3-D Cartesian k-space cut into slices along a fully sampled axis, which leaves 2-D scans that know nothing of each other.
+"""3-D Cartesian k-space cut into slices along a fully sampled axis, which leaves 2-D scans of their own.
 
 Along an axis that every line of the other two covers whole, the inverse transform is exact whatever was left out
 elsewhere. The axis is the first of these that is fully sampled, x being the readout and y, z the phase encodings:
@@ -69,6 +69,8 @@ def cut_volume(kspace: np.ndarray, cut: Cut, keep: int | None = None) -> np.ndar
     keep  the slices to keep, those in the middle: the others lie outside the field of view that was asked for
     The transform is orthonormal, so that the noise level stays.
     """
+    if cut.axis == 2 and kspace.shape[-1] == 1:  # 2-D: not copied
+        return np.ascontiguousarray(kspace[..., 0], np.complex64)
     volumes, coils = kspace.shape[:2]
     keep = cut.depth if keep is None else min(keep, cut.depth)
     first = cut.depth // 2 - keep // 2

@@ -1,12 +1,16 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep.calibration import espirit, kernel_rank, sensitivity_maps
+from data_prep.pipeline import prepare_volume
+from data_prep.readers import RawScan
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.fourier import center_crop, fft2c, ifft2c
+from mrigsure.settings import PrepareSettings
 
 
 def _angle(a, b):
@@ -147,6 +151,8 @@ def test_two_sets_are_orthonormal_everywhere_and_span_both_parts_of_a_folded_bod
     for part in parts:  # distance of each part's map from the plane of the two sets
         inside = np.linalg.norm(np.einsum("icyx,cyx->iyx", maps.conj(), part), axis=0)[both]
         assert np.degrees(np.arccos(np.clip(inside, 0, 1))).mean() < 5
+    turned = 1 - np.abs((maps[0][:, 1:].conj() * maps[0][:, :-1]).sum(0))[both[1:] & both[:-1]]
+    assert turned.max() < 0.003  # eigenvalues alone would turn the first set from pixel to pixel
     one = sensitivity_maps(kspace[None], (24, 24))[0]
     missed = [np.degrees(np.arccos(np.abs((one.conj() * part).sum(0))[both].clip(0, 1))).mean() for part in parts]
     assert max(missed) > 20
@@ -185,6 +191,41 @@ def test_large_region_does_not_warn(make_kspace):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sensitivity_maps(make_kspace(), (64, 7))
+
+
+@pytest.mark.parametrize("compress", [None, 6])
+def test_maps_come_from_a_separate_reference_scan_where_there_is_one(make_kspace, compress):
+    full = make_kspace((64, 56), coils=8, noise_std=0.02)
+    every_third = np.arange(56) % 3 == 0  # no calibration region of its own
+    small = center_crop(make_kspace((64, 56), coils=8, noise_std=0.02, seed=1), (32, 24)).copy()
+    raw = RawScan(
+        kspace=full * every_third,
+        source=Path("scan.npy"),
+        mask=every_third,
+        noise=0.02
+        * np.random.default_rng(0).standard_normal((8, 2**14, 2)).astype(np.float32).view(np.complex64)[..., 0],
+        reference=2.5j * small,  # of another gain
+    )
+    settings = PrepareSettings(raw=[], out="", compress=compress, compression="gcc")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*calibration region")
+        volume = prepare_volume(raw, settings)
+    complete = RawScan(kspace=full, source=raw.source, noise=raw.noise)
+    if compress is None:
+        expected = prepare_volume(complete, settings).sens_maps[0]
+        assert _angle(volume.sens_maps[0], expected)[_body((64, 56))].max() < 2
+    seen = (volume.sens_maps.conj() * ifft2c(torch.from_numpy(volume.kspace)).numpy()).sum(1, keepdims=True)
+    assert volume.kspace.shape[1] == (compress or 8)
+    again = fft2c(torch.from_numpy(volume.sens_maps * seen)).numpy()[..., every_third]
+    sampled = volume.kspace[..., every_third]
+    correlation = np.abs(np.vdot(again, sampled)) / np.linalg.norm(again) / np.linalg.norm(sampled)
+    assert correlation > 0.9
+
+
+def test_reference_scan_of_other_coils_is_refused(make_kspace):
+    raw = RawScan(kspace=make_kspace(), source=Path("scan.npy"), reference=make_kspace(coils=3))
+    with pytest.raises(InputError, match="scan.npy: found a reference scan of 1 slices and 3 coils; expected 1 slices"):
+        prepare_volume(raw, PrepareSettings(raw=[], out=""))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,10 +7,13 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 
 from data_prep.calibration import sensitivity_maps
-from data_prep.coils import compress_coils, gcc_matrices, svd_matrix
+from data_prep.coils import coil_matrices, gcc_matrices, svd_matrix, virtual_coils
+from data_prep.pipeline import prepare_volume
+from data_prep.readers import RawScan
 from data_prep.readout import readout_image
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.settings import PrepareSettings
 
 METHODS = ("svd", "gcc")
 FULL = np.ones(48, bool)
@@ -34,7 +38,10 @@ def kspace(make_kspace):
 
 
 def _compress(kspace, coils, method, mask=FULL, calibration=(64, 48)):
-    return compress_coils(kspace, coils, method, mask, calibration, "scan.h5")
+    """Every slice with matrices of its own: (slices, coils, H, W)."""
+    return np.stack(
+        [virtual_coils(one, coil_matrices(one, coils, method, mask, calibration, "scan.h5")) for one in kspace]
+    )
 
 
 def _share_kept(kspace, coils, method):
@@ -43,11 +50,8 @@ def _share_kept(kspace, coils, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_stays_white_and_of_the_same_level(kspace, method):
-    noise = _noise((1, 12, 64, 4096), seed=1)
-    calibrated = np.concatenate([kspace[:1, :, :, 12:36], noise], axis=-1)  # matrices from the signal in the centre
-    calibrated = np.roll(calibrated, 4096 // 2, axis=-1)
-    mask = np.ones(calibrated.shape[-1], bool)
-    out = compress_coils(calibrated, 5, method, mask, (64, 24))[0][..., : 4096 // 2 - 24]
+    matrices = coil_matrices(kspace[0], 5, method, FULL, (64, 48))
+    out = virtual_coils(_noise((12, 64, 4096), seed=1), matrices)
     covariance = out.reshape(5, -1) @ out.reshape(5, -1).conj().T / out[0].size
     assert np.abs(covariance - 2 * np.eye(5)).max() < 0.04
 
@@ -121,25 +125,39 @@ def test_virtual_coils_have_sensitivity_maps_that_explain_the_data(kspace, metho
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_slices_are_compressed_one_by_one_and_lines_never_sampled_stay_empty(kspace, method):
+def test_matrices_come_from_the_centre_and_lines_never_sampled_stay_empty(kspace, method):
     mask = np.random.default_rng(0).random(48) < 0.4
     mask[18:30] = True
-    sampled = kspace * mask
-    together = _compress(sampled, 4, method, mask, (64, 12))
-    alone = np.concatenate([_compress(one[None], 4, method, mask, (64, 12)) for one in sampled])
-    assert together.dtype == np.complex64 and np.array_equal(together, alone)
-    assert not together[..., ~mask].any()
-    other = sampled.copy()
-    other[..., :18] *= 1.5  # outside of the centre: no part in the matrices
-    assert np.allclose(_compress(other, 4, method, mask, (64, 12))[..., 18:], together[..., 18:], atol=1e-4)
+    sampled = kspace[0] * mask
+    matrices = coil_matrices(sampled, 4, method, mask, (64, 12))
+    assert not virtual_coils(sampled, matrices)[..., ~mask].any()
+    sampled[..., :18] *= 1.5
+    assert np.array_equal(coil_matrices(sampled, 4, method, mask, (64, 12)), matrices)
 
 
 def test_what_cannot_be_compressed_is_said(kspace):
     with pytest.warns(ScanWarning, match="scan.h5: 12 coils, and 12 virtual ones asked for: not compressed"):
-        assert _compress(kspace, 12, "svd") is kspace
+        assert coil_matrices(kspace[0], 12, "svd", FULL, (64, 48), "scan.h5") is None
     points = np.random.default_rng(0).random((64, 48)) < 0.5
     with pytest.raises(InputError, match="scan.h5: found lines that are not sampled along the whole readout; expected"):
         _compress(kspace * points, 4, "gcc", points, (0, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _compress(kspace * points, 4, "svd", points, (0, 0)).shape == (2, 4, 64, 48)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prepare_compresses_after_whitening_and_keeps_noise_level_and_signal(make_kspace, method):
+    full = make_kspace((64, 56), coils=8, slices=2, noise_std=0.05)
+    mask = np.arange(56) % 2 == 0
+    mask[18:38] = True
+    raw = RawScan(kspace=full * mask, source=Path("scan.npy"), mask=mask, noise=0.05 * _noise((8, 4096)))
+    settings = PrepareSettings(raw=[], out="", compress=4, compression=method)
+    volume, whole = prepare_volume(raw, settings), prepare_volume(raw, PrepareSettings(raw=[], out=""))
+    assert volume.kspace.shape == (2, 4, 64, 56) and volume.sens_maps.shape == (2, 4, 64, 56)
+    assert not volume.kspace[..., ~mask].any() and np.array_equal(volume.mask, mask)
+    assert volume.noise_std / volume.scale == pytest.approx(whole.noise_std / whole.scale)
+    assert volume.scale == pytest.approx(whole.scale, rel=0.02)
+    kept = np.linalg.norm(volume.kspace / volume.scale) / np.linalg.norm(whole.kspace / whole.scale)
+    assert 0.98 < kept < 1
+    assert volume.parameters["compress"] == 4 and volume.parameters["compression"] == method

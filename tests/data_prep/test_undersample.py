@@ -100,3 +100,46 @@ def test_stated_padding_bounds_the_density(make_kspace):
 def test_zero_kspace_is_refused():
     with pytest.raises(InputError, match="scan.h5: found k-space that is zero"):
         acquired_samples(_scan(np.zeros((1, 2, 8, 8))))
+
+
+def test_partial_fourier_is_part_of_the_mask_and_its_density(make_kspace):
+    raw = _scan(make_kspace())
+    settings = _settings(pattern="random", acceleration=2, center_fraction=0.1, partial_fourier=0.75)
+    sampling = apply_mask(raw, settings, acquired_samples(raw))
+    assert not sampling.mask[42:].any() and not sampling.density[42:].any() and sampling.density[:42].all()
+
+
+@pytest.mark.parametrize("count", [None, 1, 80])
+def test_masks_from_a_file_are_an_ensemble(tmp_path, make_kspace, count):
+    drawn = np.stack([masks.make_mask("random", (64, 56), 3, 0.15, seed) for seed in range(count or 1)])
+    np.save(tmp_path / "masks.npy", drawn if count else drawn[0].astype(np.uint8))
+    settings = _settings(apply_mask=str(tmp_path / "masks.npy"))
+    raw = _scan(make_kspace())
+    acquired = acquired_samples(raw)
+    found = [apply_mask(_scan(raw.kspace, f"{name}.h5"), settings, acquired) for name in "abc"]
+    for sampling in found:
+        assert any(np.array_equal(sampling.mask, one) for one in drawn)
+        assert np.array_equal(sampling.density, masks.ensemble_density(drawn))
+    if count == 80:
+        assert not np.array_equal(found[0].mask, found[1].mask)
+
+
+def test_masks_of_points_come_from_a_file_too(tmp_path, make_kspace):
+    points = np.random.default_rng(0).random((64, 56)) < 0.5
+    np.save(tmp_path / "points.npy", points)
+    raw = _scan(make_kspace())
+    sampling = apply_mask(raw, _settings(apply_mask=str(tmp_path / "points.npy")), acquired_samples(raw))
+    assert np.array_equal(sampling.mask, points)
+
+
+@pytest.mark.parametrize("content", [np.ones(55), np.full(56, 0.5), np.zeros((2, 56)), np.ones((2, 3, 64, 56))])
+def test_a_file_of_no_fitting_masks_is_named(tmp_path, make_kspace, content):
+    np.save(tmp_path / "masks.npy", content)
+    raw = _scan(make_kspace())
+    with pytest.raises(InputError, match="masks.npy: found .*; expected masks of 0 and 1"):
+        apply_mask(raw, _settings(apply_mask=str(tmp_path / "masks.npy")), acquired_samples(raw))
+
+
+def test_a_pattern_and_a_mask_file_exclude_each_other():
+    with pytest.raises(InputError, match="--apply-mask: found --pattern random too"):
+        _settings(pattern="random", apply_mask="masks.npy")

@@ -73,6 +73,8 @@ def test_every_change_has_the_spectrum_that_dense_algebra_gives_it(tmp_path):
     scans = ScanSet([write(tmp_path, masks, coils=2)])
     report = examine(scans, SHAPE)
     assert not report.now.cures and len(report.changes) >= 6
+    cures = [change.cures for change in report.changes]
+    assert cures == sorted(cures, reverse=True) and len(set(cures)) == 2, "what cures comes first, whatever the cost"
     support = observed_protocol(np.stack(masks)).density > 0
     inside = slice(np.flatnonzero(support)[0], np.flatnonzero(support)[-1] + 1)
     protocols = {change.name: change.protocol for change in changes(observed_protocol(np.stack(masks)))}

@@ -91,6 +91,17 @@ def test_lanczos_quadrature_agrees_with_dense_algebra_on_point_masks():
     )
 
 
+def test_points_and_lines_agree_where_both_are_right():
+    """Coils carry signal across the edge of a zero-padded support; images that live there do not count as modes."""
+    padded = [(3, lines(3, 5, 6, 8)), (3, lines(3, 6, 7, 8))]
+    exact = ensemble(LineEnsemble, padded).spectrum()
+    planes = [(coils, np.broadcast_to(mask, SHAPE)) for coils, mask in padded]
+    quadrature = ensemble(PointEnsemble, planes).spectrum()
+    assert quadrature.smallest == pytest.approx(exact.smallest, abs=1e-3) and exact.smallest > 0.05
+    shares = [0.25, 0.5, 0.75]
+    assert quadrature.quantiles(shares) == pytest.approx(exact.quantiles(shares), abs=0.08)
+
+
 def test_the_blind_projector_of_point_masks_is_unbiased():
     """One coil: the projector onto the unmeasured samples of the support, known in closed form."""
     rng = np.random.default_rng(6)

@@ -7,10 +7,13 @@ from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.seeds import complex_noise, generator
 
 
-def operator(lines, batch=2, coils=4, shape=(12, 10)):
+def operator(lines, batch=2, coils=4, shape=(12, 10), sets=None):
     rng = generator(0, lines)
     maps = complex_noise((batch, coils, *shape), rng)
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    if sets:
+        many = torch.linalg.qr(complex_noise((batch, *shape, coils, sets), rng))[0]
+        maps = many.permute(0, 4, 3, 1, 2)
     mask = (torch.rand(batch, 1, 1 if lines else shape[0], shape[1], generator=rng) < 0.4).float()
     return SenseOperator(mask.expand(batch, 1, *shape), maps)
 
@@ -59,3 +62,22 @@ def test_conjugate_gradients_start_where_told_and_say_when_they_fail():
     assert torch.equal(conjugate_gradients(lambda x: diagonal * x, rhs, start=solution), solution)
     with pytest.raises(ArithmeticError, match="relative residual"):
         conjugate_gradients(lambda x: diagonal * x, rhs, max_iterations=5)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_sets_of_maps_keep_every_property(lines):
+    """Adjoint; S is the sum over sets; S^H S = 1, so that white noise in k-space is white over all images; solves."""
+    a, rng = operator(lines, sets=2), generator(5)
+    image, kspace = complex_noise((2, 2, 12, 10), rng), complex_noise((2, 4, 12, 10), rng)
+    left, right = (a.forward(image).conj() * kspace).sum(), (image.conj() * a.adjoint(kspace)).sum()
+    assert abs(left - right) < 1e-5 * abs(left)
+    each = [SenseOperator(a.mask, a.sens_maps[:, number]).forward(image[:, number]) for number in range(2)]
+    assert (a.forward(image) - sum(each)).abs().max() < 1e-5
+    full = SenseOperator(torch.ones_like(a.mask), a.sens_maps)
+    assert (full.adjoint(full.forward(image)) - image).abs().max() < 1e-5
+    assert (a.normal(image) - a.adjoint(a.forward(image))).abs().max() < 1e-5
+    shift = torch.tensor([0.006, 0.3])
+    x = a.solve(image, shift, tolerance=1e-6)
+    assert (a.normal(x) + shift[:, None, None, None] * x - image).abs().max() < 1e-4 * image.abs().max()
+    a.factorise()
+    assert (a.solve(image, shift, tolerance=1e-6) - x).abs().max() < 1e-3 * x.abs().max()

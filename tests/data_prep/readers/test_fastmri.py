@@ -111,7 +111,8 @@ def test_nothing_about_the_patient_but_the_identifier_is_read(tmp_path, make_ksp
         "<acquisitionSystemInformation><institutionName>Doe</institutionName>",
     )
     header = header.replace(
-        "</trajectory>", "</trajectory><trajectoryDescription><comment>Doe</comment></trajectoryDescription><!-- Doe -->"
+        "</trajectory>",
+        "</trajectory><trajectoryDescription><comment>Doe</comment></trajectoryDescription><!-- Doe -->",
     )
     path = tmp_path / "scan.h5"
     write_fastmri(path, make_kspace(), header=header, attributes={"patient_id": "P-17", "patient_name": "Doe"})

@@ -5,6 +5,7 @@ from raw_formats import mrd_encoding, mrd_header, mrd_line, mrd_lines, write_mrd
 
 from data_prep.prepare import prepare_volume
 from data_prep.readers import read_raw, read_sampling
+from data_prep.readers.acquisitions import Lines
 from data_prep.readers.raw import header_space
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.settings import PrepareSettings
@@ -51,8 +52,13 @@ def test_lines_and_slices_come_back_to_the_bit(write, kspace, name):
     assert np.array_equal(raw.kspace, kspace)
     assert raw.mask.all() and raw.mask.shape == (24,) and raw.support is None
     assert raw.voxel_mm == (8.0, 8.0, 5.0)
+
+
+def test_sampling_is_told_without_reading_a_line(write, kspace, monkeypatch):
+    path = write(mrd_lines(kspace, range(0, 24, 2)))
+    monkeypatch.setattr(Lines, "read", None)
     mask, shape = read_sampling(path)
-    assert mask.all() and mask.shape == (24,) and shape == SHAPE
+    assert np.flatnonzero(mask).tolist() == list(range(0, 24, 2)) and shape == SHAPE
 
 
 def test_slices_are_in_spatial_order(write, kspace):
@@ -142,6 +148,9 @@ def test_separate_calibration_becomes_the_reference(write, kspace):
     assert np.array_equal(raw.kspace[..., ::2], kspace[..., ::2]) and not raw.kspace[..., 1::2].any()
     assert np.array_equal(raw.reference, 5 * kspace[..., 6:18])
     assert raw.header.count("<encodedSpace>") == 1
+    lines += mrd_lines(kspace, range(0, 24, 2), repetition=1)
+    repeated = read_raw(write(lines, ENCODING, other))  # one reference serves all repetitions
+    assert np.array_equal(repeated.reference, np.concatenate([raw.reference, raw.reference]))
 
 
 def test_embedded_calibration_completes_kspace_and_is_the_reference_too(write, kspace):
@@ -214,6 +223,7 @@ def test_3d_scan_is_cut_along_its_whole_axis(write, whole):
     assert raw.voxel_mm == {"z": (10, 11, 12), "y": (10, 12, 11), "x": (11, 12, 10)}[whole]
     matrix, lengths = header_space(raw.header, "encodedSpace")
     assert matrix[:2] == expected.shape[-2:] and np.allclose(np.divide(lengths, matrix), raw.voxel_mm)
+    assert header_space(raw.header, "reconSpace")[0][:2] == expected.shape[-2:]
     stated, shape = read_sampling(path)
     assert np.array_equal(stated, mask) and shape == expected.shape[-2:]
 
@@ -231,6 +241,11 @@ def test_slices_outside_the_image_and_padded_partitions_are_left_out(write):
     assert np.allclose(raw.kspace, inverse(volume, 3).transpose(3, 0, 1, 2)[2:6], atol=1e-6)
     assert raw.voxel_mm == (10, 11, 12)
     assert header_space(raw.header, "reconSpace")[0][:2] == (6, 10)
+
+    sampled = np.random.default_rng(1).uniform(size=(10, 8)) < 0.5
+    planes = read_raw(write(volume_lines(volume, sampled), encoding))
+    assert planes.kspace.shape == (6, 2, 10, 12)  # of 12 readout positions; phase encoding is never cropped
+    assert header_space(planes.header, "reconSpace")[0][:2] == (10, 12)
 
 
 def test_reference_of_a_3d_scan_is_cut_alike(write):

@@ -102,7 +102,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path, make_kspace, write):
     write(path, {"kspace": matlab(make_kspace())})
     for content in (path.read_bytes()[:-3000], b"", b"foreign" * 100):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="scan.mat: found a truncated or foreign file .*; expected a complete .mat"):
+        with pytest.raises(InputError, match="scan.mat: found a truncated or foreign file"):
             read_raw(path)
 
 

@@ -1,0 +1,94 @@
+"""What one update of a training minimises: the scans it takes, their noise levels, and the weighted loss of each.
+
+The loss of a scan is lambda(sigma) times the squared error of objectives.py, with lambda = (sigma^2 + sigma_data^2) /
+(sigma sigma_data)^2 (Karras et al. 2022, table 1). Every random number comes from the seed and the names (round, step,
+part) alone: an update can be redone, on any process.
+"""
+
+import torch
+from torch import Tensor
+
+from mrigsure.archive import Archive
+from mrigsure.augment import augment, random_crop
+from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
+from mrigsure.objectives import Denoise, denoising, gsure, split_gsure
+from mrigsure.scan import SIGMA_DATA, ScanBatch, collate
+from mrigsure.seeds import generator
+from mrigsure.settings import TrainSettings
+
+
+def pick_batch(
+    settings: TrainSettings, archive: Archive, chains: dict[int, Tensor], names: tuple[int, int, int]
+) -> ScanBatch | Tensor:
+    """Scans of one matrix size, or images (batch, H, W): the round's draws, or an oracle's truth.
+
+    In a round a share `anchor` of the updates keeps to the scans and the first stage's objective.
+    """
+    rng = generator(settings.seed, "batch", *names)
+    refining = names[0] > 0 and float(torch.rand((), generator=rng)) >= settings.anchor
+    pool = sorted(chains) if refining else archive.training
+    scans, size = archive.scans, settings.batch_size
+    first = pool[int(torch.randint(len(pool), (1,), generator=rng))]
+    alike = [i for i in pool if scans.shapes[i] == scans.shapes[first]]
+    picks = [alike[pick] for pick in torch.randint(len(alike), (size,), generator=rng).tolist()]
+    if refining:
+        which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
+        return torch.stack([chains[i][k] for i, k in zip(picks, which, strict=True)])
+    chosen = [scans[i] for i in picks]
+    return torch.stack([scan.target for scan in chosen]) if settings.objective == "supervised" else collate(chosen)
+
+
+def scan_losses(
+    settings: TrainSettings,
+    denoise: Denoise,
+    batch: ScanBatch | Tensor,
+    names: tuple[int, int, int],
+    *,
+    sigma_data: float,
+    lowest_refined: float,
+    device,
+) -> tuple[Tensor, Tensor]:
+    """Noise level and weighted loss of each scan or image of a batch of `pick_batch`: two of (batch,), on `device`.
+
+    lowest_refined  the least level that images are trained at; scans have their own, of lowest_first_stage
+    """
+    rng = generator(settings.seed, "update", *names)
+    noise = generator(settings.seed, "noise", *names, device=device)
+    if isinstance(batch, Tensor):
+        images = random_crop(augment(batch, rng), settings.crop, rng).to(device)
+        sigma = draw_sigma(torch.full((len(images),), lowest_refined), settings.sigma_max, rng).to(device)
+        loss = denoising(denoise, images, sigma, noise)
+    else:
+        sigma = draw_sigma(lowest_first_stage(settings, batch.sigma0), settings.sigma_max, rng).to(device)
+        loss = _first_stage(settings, denoise, batch.to(device), sigma, noise)
+    return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
+
+
+def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:
+    """The least level that the first stage can be trained at, for scans of noise `sigma0`."""
+    if settings.objective == "supervised":
+        return sigma0 / 4
+    if _input(settings) == "solve":
+        return lowest_solve_sigma(sigma0)
+    # the target of split GSURE has twice the data's variance there; Hutchinson's form needs only sigma > sigma0
+    return sigma0 * (2**0.5 if settings.objective in ("split", "heldout") else 1.02)
+
+
+def _first_stage(settings, denoise, batch, sigma, noise):
+    diffuse = {"solve": perturb_and_solve, "adjoint": diffuse_adjoint}[_input(settings)]
+    if settings.objective in ("gsure", "denoised"):
+        return gsure(denoise, batch, sigma, noise, diffuse=diffuse)
+    most = settings.delta if settings.objective == "heldout" else (0.0, 0.0)
+    delta = _held_out_share(sigma, most, noise)
+    return split_gsure(denoise, batch, sigma, delta, noise, weights=settings.weights, diffuse=diffuse)
+
+
+def _input(settings):
+    """What is fully sampled needs no solve, and its zero-filled image can be trained down to its own noise."""
+    return "adjoint" if settings.objective == "denoised" else settings.input
+
+
+def _held_out_share(sigma, most, rng):
+    """delta per scan: uniform up to a limit between most[0] at low sigma and most[1] at high (section 5)."""
+    limit = most[0] + (most[1] - most[0]) * sigma / (sigma + SIGMA_DATA)
+    return limit * torch.rand(sigma.shape, generator=rng, device=sigma.device)

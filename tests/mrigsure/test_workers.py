@@ -1,0 +1,88 @@
+"""The same jobs, whoever does them: values, errors and warnings come back as data."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrigsure.errors import InputError, ScanWarning
+from mrigsure.settings import PrepareSettings
+from mrigsure.workers import attempt, crew
+
+
+def job(path, number):
+    """A task: at module level, so that a worker can import it."""
+    if number == 1:
+        raise InputError(path, "nothing", "something")
+    if number == 2:
+        raise ZeroDivisionError("by zero")
+    if number == 3:
+        warnings.warn(f"{path}: odd", ScanWarning, stacklevel=1)
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+    return number, os.getpid(), torch.get_num_threads()
+
+
+def settings(**options):
+    return PrepareSettings(raw=[], out="", **options)
+
+
+def outcomes(**options):
+    with crew(settings(**options)) as run:
+        found = dict(run(job, [("a.h5", number) for number in range(5)]))
+    return [found[number] for number in range(5)]
+
+
+def check(found):
+    assert [outcome.value and outcome.value[0] for outcome in found] == [0, None, None, 3, 4]
+    assert isinstance(found[1].error, InputError) and str(found[1].error) == "a.h5: found nothing; expected something"
+    assert str(found[2].error) == "ZeroDivisionError: by zero" and not isinstance(found[2].error, InputError)
+    assert [outcome.warnings for outcome in found] == [(), (), (), ("a.h5: odd",), ()]
+    assert all(outcome.value[2] == 1 for outcome in found if outcome.value), "one thread, wherever it runs"
+
+
+def test_one_worker_is_this_process_and_its_threads_come_back():
+    before = torch.get_num_threads()
+    found = outcomes()
+    check(found)
+    assert {outcome.value[1] for outcome in found if outcome.value} == {os.getpid()}
+    assert torch.get_num_threads() == before
+
+
+def test_local_workers_are_processes_of_their_own():
+    found = outcomes(workers=2)
+    check(found)
+    assert os.getpid() not in {outcome.value[1] for outcome in found if outcome.value}
+
+
+def test_a_worker_of_another_version_does_nothing():
+    outcome = attempt(job, ("a.h5", 0), version="0.0.0")
+    assert outcome.value is None and "expected version 0.0.0" in str(outcome.error)
+
+
+def test_tls_files_open_a_scheduler_that_refuses_without_them(tmp_path):
+    from distributed import LocalCluster
+    from distributed.security import Security
+
+    keys = Security.temporary()
+    files = {}
+    for name, text in (("ca", keys.tls_ca_file), ("cert", keys.tls_client_cert), ("key", keys.tls_client_key)):
+        files[f"tls_{name}"] = str(tmp_path / name)
+        Path(files[f"tls_{name}"]).write_text(text)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", security=keys
+    ) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        check(outcomes(scheduler=cluster.scheduler_address, **files))
+        with pytest.raises(InputError, match="no connection"), crew(settings(scheduler=cluster.scheduler_address)):
+            pass
+
+
+def test_an_address_where_nobody_answers_is_bad_input(monkeypatch):
+    monkeypatch.setattr("mrigsure.workers._TIMEOUT", 1)
+    with (
+        pytest.raises(InputError, match="tcp://127.0.0.1:9: found no connection"),
+        crew(settings(scheduler="tcp://127.0.0.1:9")),
+    ):
+        pass
