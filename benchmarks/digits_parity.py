@@ -23,7 +23,7 @@ import warnings
 import numpy as np
 import torch
 
-from mrigsure.image_denoiser import ImageTraining, train_clean, train_gsure
+from mrigsure.image_denoiser import ImageDenoiser, ImageTraining, train_clean, train_gsure
 from mrigsure.kawar import VPSchedule
 from mrigsure.masked_images import corrupt, generate, inpaint
 from mrigsure.progress import say, status_table, track
@@ -44,10 +44,15 @@ def measure(seed: int, training: ImageTraining, draws: int) -> dict[str, tuple[f
     embeddings = classifier_features(images[train], labels[train]), principal_components(images[train])
     data = corrupt(images[train], PATCH, MISSING, SIGMA0, generator(seed, "corrupt"))
     lowest = int(SCHEDULE.first_step(data.sigma0.max()))
+
+    def fresh():
+        torch.manual_seed(seed)
+        return ImageDenoiser(64, SCHEDULE)
+
     arms = {
-        "clean": (lambda: train_clean(images[train], SCHEDULE, training, seed), 0),
-        "gsure": (lambda: train_gsure(data, SCHEDULE, training, seed), lowest),
-        "refined": (lambda: train_gsure(data, SCHEDULE, training, seed, refine=True), 0),
+        "clean": (lambda: train_clean(fresh(), images[train], SCHEDULE, training, seed), 0),
+        "gsure": (lambda: train_gsure(fresh(), data, SCHEDULE, training, seed), lowest),
+        "refined": (lambda: train_gsure(fresh(), data, SCHEDULE, training, seed, refine=True), 0),
     }
     result = {"two real halves": (*distances(embeddings, images[train], images[test]), np.nan)}
     for arm, (make, last) in arms.items():
@@ -125,7 +130,7 @@ def main():
     results = [measure(seed, training, draws) for seed in track(range(seeds), "seeds")]
     say(
         f"digits: patches missing {MISSING}, noise {SIGMA0}, {training.updates} updates of {training.batch_size}, "
-        f"width {training.width}, {seeds} seed{'s' * (seeds > 1)}"
+        f"{seeds} seed{'s' * (seeds > 1)}"
     )
     rows, ratios = [], {}
     for arm in results[0]:

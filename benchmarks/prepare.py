@@ -78,12 +78,13 @@ def child(kind: str, raw: list[str], out: str, workers: int) -> dict:
         import fastmri.data.subsample  # noqa: F401
 
         import data_prep.prepare  # noqa: F401
-    before, start, cpu = _peak(), time.perf_counter(), _cpu()
+    _reset_peak()
+    before, start, cpu = _memory("VmRSS"), time.perf_counter(), _cpu()
     if kind == "bart":
         run_bart(raw[0], out)
     else:
         run_ours(raw, out, workers)
-    return {"seconds": time.perf_counter() - start, "cpu": _cpu() - cpu, "grown": _peak() - before}
+    return {"seconds": time.perf_counter() - start, "cpu": _cpu() - cpu, "grown": _memory("VmHWM") - before}
 
 
 def measure(kind: str, raw: list[Path], out: Path, workers: int = 1) -> dict:
@@ -123,9 +124,13 @@ def main() -> int:
             ["h5py + bart cc + bart ecalib", f"{bart['seconds']:.1f} s ({bart['cpu']:.1f} s of CPU)", ""],
             ["mrigsure prepare", f"{ours['seconds']:.1f} s ({ours['cpu']:.1f} s of CPU)", ""],
             ["ratio of CPU times", f"{bart['cpu'] / ours['cpu']:.2f}", "on an idle machine that of the times"],
-            ["peak of memory", f"{memory:.2f} volumes", _verdict(memory <= MEMORY, f"at most {MEMORY:g}")],
+            [
+                "peak of memory",
+                f"{memory:.2f} volumes",
+                "" if options.quick else _verdict(memory <= MEMORY, f"at most {MEMORY:g}"),
+            ],
         ]
-        met = [memory <= MEMORY, speedup >= SPEEDUP]
+        met = [options.quick or memory <= MEMORY, speedup >= SPEEDUP]  # of a small volume libraries take more
         if cores > 1:
             one, two = (measure("ours", raw, folder / f"{n}_workers", n)["seconds"] for n in (1, 2))
             met.append(one / two >= WORKERS)
@@ -149,9 +154,14 @@ def _cpu():
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _peak():
-    """Highest resident memory of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory(name):
+    """VmRSS, resident memory, or VmHWM, its highest since `_reset_peak`, of this process, bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _reset_peak():
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _write_cfl(name, array):

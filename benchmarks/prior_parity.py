@@ -3,13 +3,13 @@
     python benchmarks/prior_parity.py [--quick]                        the table of the committed results
     python benchmarks/prior_parity.py --run ARM --work FOLDER [...]    train and measure an arm, add it to the results
 
-Bench: 8 coils, true maps, 1-D random masks, noise 0.08 of the image's standard deviation (air included). `phantom`: 64 x 64, 2,000 training scans of the
-embedded heads, tested on a head that training never drew. `real`: the real slices of the development data at 128 x 128
-with simulated coils and phase, tested on other stacks. Arms: `gsure`, `split`, `heldout` (adjoint input) and `solve`
-(perturb-and-solve input, held-out lines) are the starts of docs/method.md, 1 to 5, followed by refinement rounds;
-`gaussian` starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the clean images with as
-many updates. Every prior's draws are calibrated on held-out lines by the same rule. A training that was stopped goes on
-where it was.
+Bench: 8 coils, true maps, 1-D random masks, noise 0.08 of the image's standard deviation. `phantom`: 64 x 64, 2,000
+training scans of the embedded heads, tested on a head that training never drew. `real`: the real slices of the
+development data at 128 x 128 with simulated coils and phase, tested on other stacks. Arms: `gsure`, `split`, `heldout`
+(adjoint input) and `solve` (perturb-and-solve input, held-out lines) are the starts of docs/method.md, 1 to 5, followed
+by refinement rounds; `gaussian` starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the
+clean images with as many updates. Every prior's draws are calibrated on held-out lines by the same rule. A training
+that was stopped goes on where it was.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.

@@ -27,8 +27,9 @@ from mrigsure.settings import PrepareSettings
 
 _ELSEWHERE = ("raw", "out", "mask", "apply_mask", "overwrite", "previews", "dry_run")
 _ELSEWHERE += ("workers", "scheduler", "tls_ca", "tls_cert", "tls_key")  # settings that do not shape what is written
+_SAMPLED = 96  # pixels along an axis that are enough to measure the low-resolution image
 _BODY = 0.15  # of the 99th percentile of the low-resolution magnitude
-_NOISE_SAMPLES = 2**19  # a coil: as many slices are looked at, and no more, to estimate the noise
+_NOISE_SAMPLES = 2**18  # a coil: as many slices are looked at, and no more, to estimate the noise
 
 
 def prepare_volume(
@@ -185,8 +186,7 @@ class Pipeline:
         if self.settings.keep_target and self.acquired.is_full:
             self._targets[index] = (maps[0].conj() * ifft2c(torch.from_numpy(full[0])).numpy()).sum(axis=0)
         block = tuple(int(np.clip(size, KERNEL_WIDTH, CALIBRATION_WIDTH)) for size in self.region)
-        image = (maps.conj() * low_resolution(kspace, block, np.ones)).sum(axis=1)  # untapered: nearest in energy
-        return np.abs(image[0])
+        return _low_resolution_magnitude(kspace[0], maps[0], block)
 
 
 def fingerprint(path) -> str:
@@ -223,6 +223,21 @@ def _without_oversampling(raw):
     if reference is not None:
         reference = crop_readout(reference, round(reference.shape[-2] * wanted / height))
     return replace(raw, kspace=cropped, outside=outside, reference=reference)
+
+
+def _low_resolution_magnitude(kspace, maps, block):
+    """|S^H F^H| of the central block, untapered, which is nearest in energy; every few pixels of a large matrix."""
+    steps = [_step(size) for size in maps.shape[1:]]
+    small = tuple(size // step for size, step in zip(maps.shape[1:], steps, strict=True))
+    first = [size // 2 - few // 2 * step for size, few, step in zip(maps.shape[1:], small, steps, strict=True)]
+    few_maps = maps[:, first[0] :: steps[0], first[1] :: steps[1]]
+    image = (few_maps.conj() * low_resolution(center_crop(kspace, small), block, np.ones)).sum(axis=0)
+    return np.abs(image) / np.sqrt(np.prod(steps, dtype=np.float32))  # orthonormal on either grid
+
+
+def _step(size):
+    """The largest divisor of an axis that leaves enough pixels."""
+    return max(step for step in range(1, size + 1) if step == 1 or (size % step == 0 and size // step >= _SAMPLED))
 
 
 def _scale(magnitudes, source):

@@ -171,7 +171,7 @@ def _header(sheet, quality, findings):
         sign, colour = _SIGNS[finding.state]
         sheet.text(x, 106, sign, 13, colour)
         sheet.text(x + 22, 106, finding.title, 12.5, weight="bold")
-        sheet.text(x + 22, 130, _folded(finding.text, 38), 10.5, _TEXT, linespacing=1.4)
+        sheet.text(x + 22, 130, _folded(finding.text, 35), 10.5, _TEXT, linespacing=1.4)
 
 
 def _images(sheet, quality, top, height):

@@ -11,6 +11,7 @@ is free of signal, nothing is recognised.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import median_filter
 from scipy.optimize import isotonic_regression
 
 from data_prep.readout import readout_image
@@ -19,11 +20,13 @@ _ROWS = 8  # one part in so many of the readout is taken for outside the body
 _CENTRE = 0.1  # of the half axis
 _AIR = 0.25  # power of those rows in the centre of k-space, over that of the median row, at most
 _SLICES = 8  # looked at, at most
+_SAMPLES = 2**22  # of all coils, in the slices looked at: more tell no more, and take room
 _STRIPS = np.arange(0, 0.55, 0.1)  # of the half axis, tried as the inner limit of what is noise alone
 _CORRELATED = 0.1  # between neighbouring lines: signal makes up a fifth of the power or so
 _UNTOLD = 0.05  # squared correlation by chance, beyond which there are too few samples to tell
 _ERRORS = 5.0  # standard errors of chance allowed on top
 _ROWS_ALIKE = 3.0  # by how much a window along the readout, which makes rows alike, raises the chance
+_SPIKE = 2.5  # power of a line over that of the lines around it: one bad sample stands in every row of its line
 _BINS = 10
 _HALF = 0.5  # of the power in the centre, below which samples count as filtered
 _RATIO = 2.5  # least of the mean power inside over that outside
@@ -79,7 +82,8 @@ def _outside_noise(kspace, rows, lines):
     count = max(4, height // _ROWS)
     if not rows[top : top + height].all() or lines.sum() < 16 or height < 32:
         return None
-    samples = kspace[:: -(-len(kspace) // _SLICES)][:, :, rows][..., lines]
+    slices = int(np.clip(_SAMPLES // kspace[0].size, 1, _SLICES))
+    samples = kspace[:: -(-len(kspace) // slices)][:, :, rows][..., lines]
     image = readout_image(samples)
     level = np.median(np.abs(image) ** 2, axis=(0, 2, 3), keepdims=True)
     image = image / np.sqrt(np.where(level > 0, level, 1))
@@ -95,7 +99,8 @@ def _outside_noise(kspace, rows, lines):
     gated = np.zeros_like(image)
     gated[:, :, block] = image[:, :, block]
     spectrum = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(gated, axes=2), axis=2, norm="ortho"), axes=2)
-    kept = np.abs(kx) >= inner
+    level = (np.abs(image[:, :, block]) ** 2).mean(axis=(0, 1, 2))
+    kept = (np.abs(kx) >= inner) & (level < _SPIKE * median_filter(level, 7, mode="nearest"))
     power = (np.abs(spectrum[..., kept]) ** 2).mean(axis=(0, 1))
     ky = _position(len(rows))[rows]
     return _Noise(power, samples.shape[0] * samples.shape[1] * count / height, ky, kx[kept])

@@ -16,10 +16,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from mrigsure.denoiser import Denoiser
 from mrigsure.files import atomic
 from mrigsure.image_denoiser import ImageTraining, train_clean, train_gsure
-from mrigsure.kawar import VPSchedule
+from mrigsure.kawar import VPSchedule, at_steps
 from mrigsure.masked_images import corrupt, generate, inpaint
 from mrigsure.progress import say, track
 from mrigsure.seeds import generator
@@ -38,20 +40,18 @@ def main():
     out, seed = Path(options.out), options.seed
     train, test = faces(seed)
     data = corrupt(train, PATCH, MISSING, SIGMA0, generator(seed, "corrupt"))
-    training = ImageTraining(updates=200 if options.quick else 2000, width=384)
+    training = ImageTraining(updates=120 if options.quick else 1200, batch_size=16, learning_rate=2e-3)
     networks = {}
     for name in track(("clean faces", "corrupted faces"), "training"):
-        clean = name == "clean faces"
-        networks[name] = (
-            train_clean(train, SCHEDULE, training, seed)
-            if clean
-            else train_gsure(data, SCHEDULE, training, seed, refine=True)
-        )
+        torch.manual_seed(seed)
+        fit, images = (train_clean, train) if name == "clean faces" else (train_gsure, data)
+        networks[name] = fit(FaceDenoiser(), images, SCHEDULE, training, seed)
+    lowest = int(SCHEDULE.first_step(data.sigma0.max()))
     measured = corrupt(test, PATCH, TEST_MISSING, SIGMA0, generator(seed, "test"))
     rows = {"truth": test, "measured": torch.where(measured.mask > 0, measured.values, torch.nan)}
     for name, network in networks.items():
         rng = generator(seed, "inpaint")
-        mean = sum(inpaint(network, measured, SCHEDULE, rng) for _ in range(DRAWS)) / DRAWS
+        mean = sum(inpaint(network, measured, SCHEDULE, rng, last=lowest) for _ in range(DRAWS)) / DRAWS
         missing = 1 - measured.mask
         error = float(((mean - test).square() * missing).sum() / missing.sum()) ** 0.5
         say(f"trained on {name}: inpainting error {error:.3f} (images span -1 to 1)")
@@ -59,11 +59,25 @@ def main():
     picture(out / "inpainting.png", {label: images[:SHOWN] for label, images in rows.items()})
     shape = (SHOWN, *test.shape[1:])
     samples = {
-        f"trained on\n{name}": generate(network, shape, SCHEDULE, generator(seed, "samples"))
+        f"trained on\n{name}": generate(network, shape, SCHEDULE, generator(seed, "samples"), last=lowest)
         for name, network in networks.items()
     }
     picture(out / "samples.png", samples)
     say(f"pictures in {out / 'inpainting.png'} and {out / 'samples.png'}")
+
+
+class FaceDenoiser(nn.Module):
+    """mrigsure's own U-Net f(x, sigma) as a network of (x_t, t), its imaginary channel left empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.denoiser = Denoiser((16, 32, 48))
+
+    def forward(self, x_t, step):
+        return at_steps(self._real, SCHEDULE)(x_t, step)
+
+    def _real(self, x, sigma):
+        return self.denoiser(torch.complex(x, torch.zeros_like(x)), sigma).real
 
 
 def faces(seed):

@@ -16,7 +16,8 @@ A diffusion prior for MR images, trained by mrigsure {training["version"]} {_see
 - noise per real part {low:.3g} to {high:.3g}, where the image's standard deviation is 0.5
 - blind modes: {archive["blind_share"]:.2%}; smallest eigenvalue of E[A^H A] {archive["smallest_eigenvalue"]:.3g}
 - objective {settings["objective"]}, input {settings["input"]}, started from {_start(settings)}
-- {training["updates"]} updates of {settings["batch_size"] * settings["accumulate"]}, {training["rounds"]} refinement rounds, seed {settings["seed"]}
+- {training["updates"]} updates of {settings["batch_size"] * settings["accumulate"]} scans or draws,
+  {training["rounds"]} refinement rounds, seed {settings["seed"]}
 - on lines held out of held-apart scans: residual of the mean {last["residual"]:.3g}, z^2 {last["z2"]:.3g} (1 is right)
 
 Not for diagnosis. A posterior draw shows what is plausible under this prior and the measurement; structure that the

@@ -1,6 +1,6 @@
 """A stationary Gaussian fitted to undersampled scans by expectation-maximisation: the cheapest prior to start from.
 
-Its covariance is F^H e F with a radial spectrum e, so that denoising is Wiener's filter and a posterior draw is a single
+Its covariance is F^H e F with a radial spectrum e, so that denoising is Wiener's filter and a posterior draw is one
 perturbed solve (docs/method.md, section 7: exact for Gaussian priors); e is re-estimated from the draws. Rozet et al.
 (arXiv 2405.13712) start their refinement of a diffusion prior in this way.
 """

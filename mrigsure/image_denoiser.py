@@ -1,11 +1,12 @@
-"""A small network for masked images, trained on clean ones, by GSURE, or by GSURE and refinement.
+"""Training a network (x_t, t) on clean images, on masked ones by GSURE, or by GSURE and refinement; and a small MLP.
 
     clean     || f(x_t, t) - x ||^2
     gsure     kawar.gsure_vp on one corrupted measurement of every image; no clean image is read
     refined   the same for the first updates, then plain denoising of posterior draws of those measurements, drawn anew
               several times under the network as it stands (docs/method.md, section 6)
 
-One budget of updates for all three, so that they can be compared.
+One budget of updates for all three, so that they can be compared. Each trains the network that it is given, and returns
+the running average of its weights.
 """
 
 import math
@@ -28,7 +29,7 @@ class ImageDenoiser(nn.Module):
     forward(x_t, step): real (batch, H, W), int64 (batch,) -> (batch, H, W)
     """
 
-    def __init__(self, pixels: int, schedule: VPSchedule, width: int, blocks: int):
+    def __init__(self, pixels: int, schedule: VPSchedule, width: int = 256, blocks: int = 2):
         super().__init__()
         self.schedule = schedule
         self.enter = nn.Linear(pixels, width)
@@ -65,26 +66,26 @@ class ImageTraining:
     updates: int = 3000
     batch_size: int = 64
     learning_rate: float = 1e-3
-    width: int = 256
-    blocks: int = 2
     ema: float = 0.995
     start: float = 0.4
     rounds: int = 6
     draws: int = 2
 
 
-def train_clean(images: Tensor, schedule: VPSchedule, training: ImageTraining, seed: int) -> ImageDenoiser:
+def train_clean(
+    network: nn.Module, images: Tensor, schedule: VPSchedule, training: ImageTraining, seed: int
+) -> nn.Module:
     """The reference: plain denoising of clean images (count, H, W)."""
-    fit = _Fit(images[0].numel(), schedule, training, seed)
+    fit = _Fit(network, schedule, training, seed)
     fit.denoise(images, training.updates)
     return fit.average
 
 
 def train_gsure(
-    data: Masked, schedule: VPSchedule, training: ImageTraining, seed: int, refine: bool = False
-) -> ImageDenoiser:
+    network: nn.Module, data: Masked, schedule: VPSchedule, training: ImageTraining, seed: int, refine: bool = False
+) -> nn.Module:
     """Trained on one measurement of every image, by the published loss; with `refine`, then on its own draws."""
-    fit = _Fit(data.values[0].numel(), schedule, training, seed)
+    fit = _Fit(network, schedule, training, seed)
     if not refine:
         fit.gsure(data, training.updates)
         return fit.average
@@ -102,17 +103,15 @@ def train_gsure(
 class _Fit:
     """Weights, their average and the optimiser, which stay warm from stage to stage."""
 
-    def __init__(self, pixels, schedule, training, seed):
-        torch.manual_seed(seed)  # the initial weights
-        self.schedule, self.training, self.done = schedule, training, 0
-        self.network = ImageDenoiser(pixels, schedule, training.width, training.blocks)
+    def __init__(self, network, schedule, training, seed):
+        self.network, self.schedule, self.training, self.done = network, schedule, training, 0
         self._averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(training.ema))
         self.optimizer = torch.optim.Adam(self.network.parameters(), training.learning_rate)
         self.decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, training.updates)
         self.rng = generator(seed, "updates")
 
     @property
-    def average(self) -> ImageDenoiser:
+    def average(self):
         return self._averaged.module.requires_grad_(False)
 
     def denoise(self, images, updates):

@@ -58,7 +58,8 @@ class PrepareSettings:
     """Turn raw k-space files into prepared scans: mask, noise level, whitened coils, sensitivity maps, scale.
 
     Args:
-        raw: raw files or folders: fastMRI .h5, ISMRMRD .h5 and .mrd, Siemens twix .dat, BART .cfl/.hdr, .npy, .npz, .mat
+        raw: raw files or folders: fastMRI .h5, ISMRMRD .h5 and .mrd, Siemens twix .dat, BART .cfl/.hdr, .npy, .npz,
+            .mat
         out: folder for the prepared .h5 files, one a raw file
         mask: .npy file with the mask of .npy, .npz, .mat and BART raw data that were acquired undersampled
         encoding: number of the encoding to read from ISMRMRD files where several hold imaging lines
@@ -149,7 +150,7 @@ class TrainSettings:
     Args:
         prepared: prepared files or folders
         out: folder of the prior
-        objective: of the first stage. heldout: split GSURE with held-out lines; split: without; gsure: with Hutchinson's
+        objective: of the first stage. heldout: split GSURE with held-out lines; split: without; gsure: by Hutchinson's
             divergence (Kawar et al.); denoised: GSURE-denoise fully sampled noisy scans, then learn from those images;
             supervised: learn from the clean targets in the prepared files, for studies
         input: of the first stage. solve: perturb-and-solve; adjoint: the zero-filled image, which denoised always takes

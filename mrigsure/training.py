@@ -31,13 +31,12 @@ from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
 from mrigsure.diffusion import sigma_schedule
+from mrigsure.draws import draw_scans, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
-from mrigsure.gaussian import fit_gaussian
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
-from mrigsure.refinement import EStep, gaussian_chains
 from mrigsure.sampling import sample_prior
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
@@ -49,7 +48,6 @@ _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
 _CALIBRATION_LEVELS = 12
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
-_GAUSSIAN_SCANS = 96
 _POWER_LOSS = 0.98  # a collapsed band's power, over what it was before the round, below which the round is to blame
 _PICTURES, _PICTURE_LEVELS = 4, 20
 
@@ -60,12 +58,12 @@ def train(settings: TrainSettings) -> Path:
     Raises InputError for unusable scans or settings, an archive that cannot teach a prior, or a checkpoint that was
     made with other settings.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     checkpoint = Path(settings.out) / CHECKPOINT
     if checkpoint.exists() and not settings.resume:
         raise InputError(checkpoint, "another run's checkpoint", "--resume to go on with it, or another --out")
     accelerator = start_process(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     archive = open_archive(
         settings.prepared, settings.validation, settings.seed, targets=settings.objective == "supervised"
     )
@@ -97,6 +95,7 @@ class Trainer:
         model = Denoiser(settings.channels, self.sigma_data)
         least_noise = torch.tensor(archive.record["noise_std"][0])
         self.lowest, self.bands = lowest_first_stage(settings, least_noise).item(), NEUTRAL
+        self.draw_bands = NEUTRAL  # of the E-step's spread, where `bands` is that of reconstruction
         if start:
             if start.config.channels != tuple(settings.channels):
                 raise InputError(
@@ -227,62 +226,28 @@ class Trainer:
     # --- the E-step ---
 
     def _draw_chains(self):
-        pool, settings = self.archive.training, self.settings
-        count = settings.round_scans or len(pool)
-        order = torch.randperm(len(pool), generator=generator(settings.seed, "scans", self.round)).tolist()
-        indices = sorted(pool[k] for k in order[:count])
+        indices = scans_to_draw(self.settings, self.archive, self.round)
         chains = dict(self.chains)
+        processes = self.accelerator.num_processes
+        drawing = draw_scans(
+            self.settings,
+            self.archive,
+            indices,
+            chains,
+            round_number=self.round,
+            denoise=self.denoise,
+            spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
+            lowest=self.lowest,
+            device=self.device,
+            share=(self.accelerator.process_index, processes),
+        )
         with Meter(f"round {self.round}, drawing", len(indices)) as meter:
-            for done in self._draw(indices, chains):
-                meter.update(min(done * self.accelerator.num_processes, len(indices)))
+            for done in drawing:
+                meter.update(min(done * processes, len(indices)))
         drawn = [index for index in indices if chains.get(index) is not self.chains.get(index)]
         share_chains(self.accelerator, chains, drawn)
         self.chains = chains
         self.lowest = min(self.lowest, self._lowest_refined())
-
-    def _draw(self, indices, chains):
-        """This process's share of new draws of the scans `indices` into `chains`; yields how many are done."""
-        settings, pool = self.settings, self.archive.training
-        share = (self.accelerator.process_index, self.accelerator.num_processes)
-        if settings.objective == "denoised" and self.round == 1:
-            return self._denoise_scans(indices[share[0] :: share[1]], chains)
-        if settings.start == "gaussian" and self.round == 1:
-            stride = max(1, len(pool) // _GAUSSIAN_SCANS)
-            prior = fit_gaussian([self.archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed)
-            return gaussian_chains(
-                prior,
-                self.archive.scans,
-                indices,
-                chains,
-                samples=settings.round_samples,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                device=self.device,
-                share=share,
-            )
-        step = EStep(
-            denoise=self.denoise,
-            spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.bands),
-            levels=settings.round_levels,
-            samples=settings.round_samples,
-            sigma_max=settings.sigma_max,
-            sigma_min=self.lowest,
-            seed=settings.seed,
-            round_number=self.round,
-            batch_size=settings.batch_size,
-            device=self.device,
-            share=share,
-        )
-        return step.update(self.archive.scans, indices, chains)
-
-    def _denoise_scans(self, indices, chains):
-        """Fully sampled noisy scans to their GSURE-denoised images, which stand for clean ones from then on."""
-        for done, index in enumerate(indices, 1):
-            batch = self.archive.scans[index].batch().to(self.device)
-            level = batch.sigma0.clamp_min(self.lowest)
-            image = self.denoise(batch.operator.adjoint(batch.kspace), level).cpu()
-            chains[index] = image.expand(self.settings.round_samples, *image.shape[1:]).clone()
-            yield done
 
     # --- judging without truth ---
 
@@ -312,31 +277,30 @@ class Trainer:
 
     def _judge(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
-        self.bands, figures = from_main(
-            self.accelerator,
-            lambda: calibrate_spread(
-                self.denoise,
-                self._scans_for_figures,
-                sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
-                seed=self.settings.seed,
-                start=self.bands,
-                device=self.device,
-            ),
+        self.bands, figures = self._calibrated("z2", self.bands)
+        drawn = figures
+        if self.settings.rounds:
+            self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
+        lost = () if self.settings.objective == "denoised" else _lost_bands(drawn, self.before.get("power"))
+        self._record(
+            figures,
+            bands=[round(band, 3) for band in self.bands],
+            draw_bands=[round(band, 3) for band in self.draw_bands],
+            draw_power=[None if p is None else round(p, 3) for p in drawn.power],
+            refused=bool(lost),
         )
-        lost = () if self.settings.objective == "denoised" else _lost_bands(figures, self.before.get("power"))
-        self._record(figures, bands=[round(band, 3) for band in self.bands], refused=bool(lost))
         candidate = self._candidate(figures)
         if self.tracker:
             self.tracker.samples(self.updates, self._samples(candidate))
         if lost:
-            self._refuse(figures, lost)
+            self._refuse(drawn, lost)
             return
         self.refused = 0
         if self.settings.keep_rounds:
             self._save(self.folder / f"round_{self.round}", candidate)
         better = not self.best or figures.energy < self.best["energy"]
         self.stale = 0 if better else self.stale + 1
-        self.before = {"power": list(figures.power)}
+        self.before = {"power": list(drawn.power)}
         if better or not self.settings.rounds:
             self.best = candidate
 
@@ -349,6 +313,20 @@ class Trainer:
             "lowest": self.lowest,
             "bands": list(self.bands),
         }
+
+    def _calibrated(self, match, start):
+        return from_main(
+            self.accelerator,
+            lambda: calibrate_spread(
+                self.denoise,
+                self._scans_for_figures,
+                sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
+                seed=self.settings.seed,
+                match=match,
+                start=start,
+                device=self.device,
+            ),
+        )
 
     def _samples(self, candidate):
         prior = Prior(self.average.module, self._config(candidate))
@@ -416,18 +394,24 @@ class Trainer:
 
     def _state(self) -> dict:
         """What a round changes, and a refused one gives back; the chains beside."""
-        copy = {
+        learned = {
             "model": self._plain_model().state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return cloned(copy) | {"lowest": self.lowest, "bands": list(self.bands), "power": self.before.get("power")}
+        found = {
+            "lowest": self.lowest,
+            "bands": list(self.bands),
+            "draw_bands": list(self.draw_bands),
+            "power": self.before.get("power"),
+        }
+        return cloned(learned) | found
 
     def _restore(self, state):
         self._plain_model().load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(cloned(state["optimizer"]))
-        self.lowest, self.bands = state["lowest"], tuple(state["bands"])
+        self.lowest, self.bands, self.draw_bands = state["lowest"], tuple(state["bands"]), tuple(state["draw_bands"])
 
     def save_checkpoint(self):
         """Everything that `load_checkpoint` needs."""

@@ -28,8 +28,9 @@ BANDS = 8
 class HeldOutFigures:
     """The figures above, the tuples with one value per radial band, None where no sample was held out.
 
-    spread_needed is the error over the draws' variance, noise taken off; signal the data's power over the noise's;
-    held_out counts points of k-space, all coils together as one.
+    spread_needed is the error over the draws' variance, noise taken off; power_needed the factor on that variance which
+    would give the draws the data's power; signal the data's power over the noise's; held_out counts points of k-space,
+    all coils together as one.
     """
 
     residual: float
@@ -38,6 +39,7 @@ class HeldOutFigures:
     power: tuple[float | None, ...]
     band_z2: tuple[float | None, ...]
     spread_needed: tuple[float | None, ...]
+    power_needed: tuple[float | None, ...]
     signal: tuple[float | None, ...]
     held_out: tuple[float | None, ...]
 
@@ -109,6 +111,7 @@ def held_out_figures(
         raise ValueError("no scan has a line that may be held out")
     total = {name: float(value.sum()) for name, value in sums.items()}
     signal = sums["data"] - sums["noise"]
+    spread = sums["variance"] / (1 + 1 / samples)
 
     def per_band(above, below):
         seen = (sums["noise"] > 0).tolist()
@@ -122,6 +125,7 @@ def held_out_figures(
         power=per_band(sums["drawn"], signal),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
         spread_needed=per_band(sums["error"] - sums["noise"], sums["variance"]),
+        power_needed=per_band(spread + signal - sums["drawn"], spread),
         signal=per_band(signal, sums["noise"]),
         held_out=per_band(sums["points"], torch.ones_like(signal)),
     )

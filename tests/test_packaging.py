@@ -16,7 +16,12 @@ import yaml
 from mrigsure.cli import COMMANDS
 
 PACKAGES = ("mrigsure", "data_prep", "recon")
-DISTRIBUTION = {"skimage": "scikit-image", "yaml": "pyyaml", "docstring_parser": "docstring-parser"}
+DISTRIBUTION = {
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+    "docstring_parser": "docstring-parser",
+    "distributed": "dask",
+}
 BROKEN_BESIDE_CPU_TORCH = {"torchvision", "torchmetrics", "diffusers", "deepinv"}
 MACHINE_PATH = re.compile(rb"(?<![\w.~$}/:-])/(?:home|root|work|tmp|Users)/\w")
 

@@ -54,8 +54,8 @@ def make_grid(blocks: Sequence, repetitions: str) -> Grid:
 def spatial_order(blocks: Sequence) -> list[int]:
     """The slice counters, which count in the order of excitation, sorted by the slices' positions along their stack.
 
-    From the feet upwards, or from the front or the right where that is the stack's main direction. Slices that are not parallel
-    or whose positions are not stated (all equal) keep the order of their counters.
+    From the feet upwards, or from the front or the right where that is the stack's main direction. Slices that are not
+    parallel or whose positions are not stated (all equal) keep the order of their counters.
     """
     first = {block.cSlc: block.mdh.SliceData for block in reversed(blocks)}
     counters = sorted(first)

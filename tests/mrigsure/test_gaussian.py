@@ -37,7 +37,7 @@ def fitted():
 
 
 def test_the_spectrum_of_undersampled_scans_is_that_of_the_images(fitted):
-    """In rings of many samples: within 30% where the image is above the noise, within 2 below, from 8 times too much."""
+    """In rings of many samples: within 30% where the image is above the noise, within 2 below, from 8 times it."""
     ring = (radius((SIZE, SIZE)) * RINGS).long().clamp_max(RINGS - 1)
     count = torch.bincount(ring.flatten(), minlength=RINGS)
     truth = torch.bincount(ring.flatten(), true_spectrum().flatten(), RINGS) / count.clamp_min(1)

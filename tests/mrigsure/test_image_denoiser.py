@@ -2,13 +2,18 @@
 
 import torch
 
-from mrigsure.image_denoiser import ImageTraining, train_clean, train_gsure
+from mrigsure.image_denoiser import ImageDenoiser, ImageTraining, train_clean, train_gsure
 from mrigsure.kawar import VPSchedule
 from mrigsure.masked_images import corrupt
 from mrigsure.seeds import generator
 
 SCHEDULE = VPSchedule()
-TRAINING = ImageTraining(updates=250, width=32, blocks=1, learning_rate=5e-3, ema=0.95, rounds=2, draws=1)
+TRAINING = ImageTraining(updates=250, learning_rate=5e-3, ema=0.95, rounds=2, draws=1)
+
+
+def fresh(seed=0):
+    torch.manual_seed(seed)
+    return ImageDenoiser(8, SCHEDULE, width=32, blocks=1)
 
 
 def pairs(count):
@@ -29,10 +34,10 @@ def test_training_without_clean_images_comes_close_to_training_on_them():
     clean = pairs(2000)
     data = corrupt(clean, 1, 0.3, 0.2, generator(2))
     risks = {
-        "untrained": risk(train_clean(clean, SCHEDULE, ImageTraining(updates=1, width=32, blocks=1), 0)),
-        "clean": risk(train_clean(clean, SCHEDULE, TRAINING, 0)),
-        "gsure": risk(train_gsure(data, SCHEDULE, TRAINING, 0)),
-        "refined": risk(train_gsure(data, SCHEDULE, TRAINING, 0, refine=True)),
+        "untrained": risk(fresh().requires_grad_(False)),
+        "clean": risk(train_clean(fresh(), clean, SCHEDULE, TRAINING, 0)),
+        "gsure": risk(train_gsure(fresh(), data, SCHEDULE, TRAINING, 0)),
+        "refined": risk(train_gsure(fresh(), data, SCHEDULE, TRAINING, 0, refine=True)),
     }
     gain = risks["untrained"] - risks["clean"]
     assert gain > 0.3 * risks["untrained"]
@@ -42,8 +47,8 @@ def test_training_without_clean_images_comes_close_to_training_on_them():
 
 def test_the_same_seed_gives_the_same_network():
     data = corrupt(pairs(64), 1, 0.3, 0.2, generator(3))
-    training = ImageTraining(updates=6, width=16, blocks=1, rounds=2, draws=1)
-    first, second, other = (train_gsure(data, SCHEDULE, training, seed, refine=True) for seed in (4, 4, 5))
+    training = ImageTraining(updates=6, rounds=2, draws=1)
+    first, second, other = (train_gsure(fresh(), data, SCHEDULE, training, seed, refine=True) for seed in (4, 4, 5))
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(first.enter.weight, other.enter.weight)

@@ -95,35 +95,29 @@ def excess(denoise, level):
 def test_consistency_finds_the_denoiser_below_the_noise_of_the_data():
     without, found = train(False), train(True)
     for level in (SIGMA0 / 5, SIGMA0 / 2.5):
-        assert excess(found, level) < 0.05
+        assert excess(found, level) < 0.06
         assert excess(found, level) < 0.3 * excess(without, level)
     assert excess(found, 2 * SIGMA0) < 0.01, "what the data teach is not spoilt"
 
 
-def test_the_loss_above_sigma0_is_split_gsure_times_a_squared():
+def test_the_loss_above_sigma0_is_split_gsure_times_a_squared(monkeypatch):
     rng = generator(2)
-    image = complex_noise((5, 6, 4), rng)
+    shift = complex_noise((5, 6, 4), rng)
     maps = complex_noise((5, 3, 6, 4), rng)
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
     ones = torch.ones(5, 1, 6, 4)
     batch = ScanBatch(complex_noise((5, 3, 6, 4), rng), ones, maps, ones, torch.full((5,), 0.2))
-    sigma = torch.linspace(0.21, 3, 5)
+    sigma = torch.linspace(0.25, 3, 5)
 
     def denoise(x, _):
-        return 0.5 * x + image
+        return 0.5 * x + shift
 
     x_sigma, target = diffuse_adjoint(batch.operator, batch.kspace, sigma, batch.sigma0, generator(3))
-    noise = complex_noise((5, 3, 6, 4), generator(3))
-    combined = batch.operator.adjoint(noise)
-    y = batch.operator.adjoint(batch.kspace)
-    alpha = (sigma**2 - 0.04).sqrt()[:, None, None]
-    a = (1 - 0.04 / sigma**2)[:, None, None]
-    assert torch.allclose(x_sigma, y + alpha * combined, atol=1e-5)
-    split = (denoise(x_sigma, sigma) - batch.operator.adjoint(target)).abs().square()
-    ours = (a * denoise(x_sigma, sigma) + (1 - a) * x_sigma - y).abs().square()
-    assert torch.allclose(ours, a**2 * split, rtol=1e-3, atol=1e-6)
-    means = [ours.mean((1, 2)) / 2, ambient_tweedie(denoise, batch, sigma, generator(4))]
-    assert torch.allclose(*means, rtol=0.5), "the objective draws other noise, so only its size can agree"
+    split = (denoise(x_sigma, sigma) - batch.operator.adjoint(target)).abs().square().mean((1, 2)) / 2
+    the_same_noise = batch.operator.adjoint(complex_noise((5, 3, 6, 4), generator(3)))
+    monkeypatch.setattr("mrigsure.tweedie.complex_noise", lambda *_: the_same_noise)
+    ours = ambient_tweedie(denoise, batch, sigma, generator(4))
+    assert torch.allclose(ours, (1 - 0.04 / sigma**2) ** 2 * split, rtol=1e-4)
 
 
 @pytest.mark.parametrize("level", [SIGMA0 / 4, SIGMA0])

@@ -93,3 +93,21 @@ def test_calibration_brings_a_wrong_spread_back(wrong):
     assert after.z2 == pytest.approx(1, abs=0.2)
     for band in bands[1:5]:
         assert abs(math.log(band)) < 0.8 * abs(math.log(wrong[0]))
+
+
+def test_power_is_matched_where_the_denoiser_shrinks_detail():
+    """Such a denoiser's draws, calibrated to z^2 = 1, have too little power, and a round would learn that."""
+    shrink = 1 - 0.5 * torch.linspace(-1, 1, SIZE).abs()
+
+    def oversmooth(x, sigma):
+        return ifft2c(torch.minimum(shrink[:, None], shrink[None]) * fft2c(denoise(x, sigma)))
+
+    def calibrated(match):
+        with torch.no_grad():
+            return calibrate_spread(oversmooth, scans(), SIGMAS, seed=0, match=match, iterations=6)
+
+    (by_z2, honest), (by_power, drawn) = calibrated("z2"), calibrated("power")
+    for band in (2, 3, 4):
+        assert honest.power[band] < 0.93
+        assert drawn.power[band] == pytest.approx(1, abs=0.08)
+        assert by_power[band] > by_z2[band]

@@ -1,0 +1,87 @@
+"""The images that a round learns from: which scans are drawn anew, and how.
+
+from round 1 on      posterior draws under the current prior, as persistent chains (refinement.py)
+start gaussian       the first draws come from a Gaussian fitted to the scans instead (gaussian.py)
+objective denoised   the first images are the fully sampled noisy scans themselves, denoised once
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mrigsure.archive import Archive
+from mrigsure.gaussian import fit_gaussian
+from mrigsure.posterior import Denoise, Spread
+from mrigsure.refinement import EStep, gaussian_chains
+from mrigsure.seeds import generator
+from mrigsure.settings import TrainSettings
+
+_GAUSSIAN_SCANS = 96
+
+
+def scans_to_draw(settings: TrainSettings, archive: Archive, round_number: int) -> list[int]:
+    """The training scans whose draws this round replaces, sorted."""
+    pool = archive.training
+    order = torch.randperm(len(pool), generator=generator(settings.seed, "scans", round_number)).tolist()
+    return sorted(pool[k] for k in order[: settings.round_scans or len(pool)])
+
+
+def draw_scans(
+    settings: TrainSettings,
+    archive: Archive,
+    indices: Sequence[int],
+    chains: dict[int, Tensor],
+    *,
+    round_number: int,
+    denoise: Denoise,
+    spread: Spread,
+    lowest: float,
+    device,
+    share: tuple[int, int],
+) -> Iterable[int]:
+    """New draws of this process's share of the scans `indices` into `chains`; yields how many are done.
+
+    lowest  the least level at which `denoise` is defined
+    share   (number, count) of the processes that divide the work
+    """
+    if settings.objective == "denoised" and round_number == 1:
+        mine = indices[share[0] :: share[1]]
+        return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
+    if settings.start == "gaussian" and round_number == 1:
+        pool = archive.training
+        stride = max(1, len(pool) // _GAUSSIAN_SCANS)
+        return gaussian_chains(
+            fit_gaussian([archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed),
+            archive.scans,
+            indices,
+            chains,
+            samples=settings.round_samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            device=device,
+            share=share,
+        )
+    step = EStep(
+        denoise=denoise,
+        spread=spread,
+        levels=settings.round_levels,
+        samples=settings.round_samples,
+        sigma_max=settings.sigma_max,
+        sigma_min=lowest,
+        seed=settings.seed,
+        round_number=round_number,
+        batch_size=settings.batch_size,
+        device=device,
+        share=share,
+    )
+    return step.update(archive.scans, indices, chains)
+
+
+def _denoised(archive, indices, chains, samples, denoise, lowest, device):
+    """Fully sampled noisy scans to their GSURE-denoised images, which stand for clean ones from then on."""
+    for done, index in enumerate(indices, 1):
+        batch = archive.scans[index].batch().to(device)
+        image = denoise(batch.operator.adjoint(batch.kspace), batch.sigma0.clamp_min(lowest)).cpu()
+        chains[index] = image.expand(samples, *image.shape[1:]).clone()
+        yield done
