@@ -3,10 +3,11 @@
 
 def model_card(name: str, training: dict) -> str:
     """Markdown from what training.json holds."""
-    archive, settings, last = training["archive"], training["settings"], training["history"][-1]
+    archive, settings = training["archive"], training["settings"]
+    figures = [entry for entry in training["history"] if entry["round"] == training["rounds"]][-1]
+    residual, z2, sizes = figures["residual"], figures["z2"], _sizes(training)
     low, high = archive["noise_std"]
     least, most = archive["acceleration"]
-    sizes = ", ".join(f"{h} x {w}" for h, w in archive["matrix"])
     return f"""# {name}
 
 A diffusion prior for MR images, trained by mrigsure {training["version"]} {_seen(settings)}
@@ -15,19 +16,27 @@ A diffusion prior for MR images, trained by mrigsure {training["version"]} {_see
 - acceleration {least:.2g} to {most:.2g}, {archive["coils"][0]} to {archive["coils"][1]} coils, matrix {sizes}
 - noise per real part {low:.3g} to {high:.3g}, where the image's standard deviation is 0.5
 - blind modes: {archive["blind_share"]:.2%}; smallest eigenvalue of E[A^H A] {archive["smallest_eigenvalue"]:.3g}
-- objective {settings["objective"]}, input {settings["input"]}, started from {_start(settings)}
+- objective {settings["objective"]}, input {settings["input"]}
+- started from {_start(training)}
 - {training["updates"]} updates of {settings["batch_size"] * settings["accumulate"]} scans or draws,
   {training["rounds"]} refinement rounds, seed {settings["seed"]}
-- on lines held out of held-apart scans: residual of the mean {last["residual"]:.3g}, z^2 {last["z2"]:.3g} (1 is right)
+- on lines held out of held-apart scans: residual of the mean {residual:.3g}, z^2 {z2:.3g} (1 is right)
 
 Not for diagnosis. A posterior draw shows what is plausible under this prior and the measurement; structure that the
 training scans did not contain may be drawn wrongly where the measurement does not decide.
 """
 
 
-def _start(settings):
+def _sizes(training):
+    return ", ".join(f"{height} x {width}" for height, width in training["archive"]["matrix"])
+
+
+def _start(training):
+    settings = training["settings"]
     if settings["init_from"]:
-        return f"the prior {settings['init_from']}"
+        start = training["start"]
+        made = f"{start['updates']} updates, {start['rounds']} rounds, on {_sizes(start)}"
+        return f"the prior {settings['init_from']} ({made})"
     return "a fitted Gaussian" if settings["start"] == "gaussian" else "nothing"
 
 

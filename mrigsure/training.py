@@ -91,6 +91,7 @@ class Trainer:
         self.folder = Path(settings.out)
         torch.manual_seed(settings.seed)  # the network's initial weights
         start = load_prior(settings.init_from) if settings.init_from else None
+        self.start = start.record if start else None
         self.sigma_data = start.config.sigma_data if start else measured_sigma_data(archive)
         model = Denoiser(settings.channels, self.sigma_data)
         least_noise = torch.tensor(archive.record["noise_std"][0])
@@ -388,6 +389,7 @@ class Trainer:
             "archive": self.archive.record,
             "updates": candidate["updates"],
             "rounds": candidate["round"],
+            "start": self.start,
             "history": self.history,
         }
         save_prior(folder, candidate["average"], self._config(candidate), training, model_card(folder.name, training))

@@ -97,17 +97,17 @@ def test_calibration_brings_a_wrong_spread_back(wrong):
 
 def test_power_is_matched_where_the_denoiser_shrinks_detail():
     """Such a denoiser's draws, calibrated to z^2 = 1, have too little power, and a round would learn that."""
-    shrink = 1 - 0.5 * torch.linspace(-1, 1, SIZE).abs()
+    shrink = 1 - 0.06 * torch.linspace(-1, 1, SIZE).abs()
 
     def oversmooth(x, sigma):
         return ifft2c(torch.minimum(shrink[:, None], shrink[None]) * fft2c(denoise(x, sigma)))
 
     def calibrated(match):
         with torch.no_grad():
-            return calibrate_spread(oversmooth, scans(), SIGMAS, seed=0, match=match, iterations=6)
+            return calibrate_spread(oversmooth, scans(), SIGMAS, seed=0, match=match, iterations=4)
 
     (by_z2, honest), (by_power, drawn) = calibrated("z2"), calibrated("power")
     for band in (2, 3, 4):
-        assert honest.power[band] < 0.93
+        assert honest.power[band] < 0.93, "the case is one where z^2 = 1 is not enough"
         assert drawn.power[band] == pytest.approx(1, abs=0.08)
         assert by_power[band] > by_z2[band]
