@@ -282,7 +282,8 @@ class Trainer:
         drawn = figures
         if self.settings.rounds:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
-        lost = () if self.settings.objective == "denoised" else _lost_bands(drawn, self.before.get("power"))
+        better = not self.best or figures.energy < self.best["energy"]
+        lost = () if better or self.settings.objective == "denoised" else _lost_bands(drawn, self.before.get("power"))
         self._record(
             figures,
             bands=[round(band, 3) for band in self.bands],
@@ -299,7 +300,6 @@ class Trainer:
         self.refused = 0
         if self.settings.keep_rounds:
             self._save(self.folder / f"round_{self.round}", candidate)
-        better = not self.best or figures.energy < self.best["energy"]
         self.stale = 0 if better else self.stale + 1
         self.before = {"power": list(drawn.power)}
         if better or not self.settings.rounds:

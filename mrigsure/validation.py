@@ -22,6 +22,7 @@ from mrigsure.scan import Scan, collate
 from mrigsure.seeds import complex_noise, generator
 
 BANDS = 8
+_LEAST_SIGNAL = 0.02  # power over the noise's, below which the data's own power is not known
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ def held_out_figures(
         / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
         energy=energy / max(length, 1e-12),
-        power=per_band(sums["drawn"], signal),
+        power=tuple(
+            value if relative is not None and relative > _LEAST_SIGNAL else None
+            for value, relative in zip(per_band(sums["drawn"], signal), per_band(signal, sums["noise"]), strict=True)
+        ),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
         spread_needed=per_band(sums["error"] - sums["noise"], sums["variance"]),
         power_needed=per_band(spread + signal - sums["drawn"], spread),

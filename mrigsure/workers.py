@@ -15,6 +15,7 @@ from mrigsure import __version__
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.progress import say
 
+_PACKAGE = "mrigsure"
 _TIMEOUT = 30  # seconds in which a scheduler must answer
 _ONE_JOB = threading.Lock()  # at a time in a process: warnings and numbers of threads are a process's
 
@@ -139,7 +140,23 @@ def _client(settings):
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
             say(f"{settings.scheduler} has no workers yet; waiting for them")
+        _check_workers(client, settings.scheduler)
         yield client
+
+
+def _check_workers(client, scheduler):
+    """InputError for workers that cannot import mrigsure: Dask would wait for ever, as they cannot read a task."""
+
+    def there(name):  # sent by value, since it is no module's
+        import importlib.util
+
+        return importlib.util.find_spec(name) is not None
+
+    lacking = [address for address, found in client.run(there, _PACKAGE).items() if not found]
+    if lacking:
+        raise InputError(
+            scheduler, f"workers without {_PACKAGE} ({', '.join(sorted(lacking))})", "this version on every worker"
+        )
 
 
 def _security(settings):

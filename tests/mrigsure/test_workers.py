@@ -1,27 +1,16 @@
 """The same jobs, whoever does them: values, errors and warnings come back as data."""
 
 import os
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from worker_jobs import job
 
-from mrigsure.errors import InputError, ScanWarning
+from mrigsure import workers
+from mrigsure.errors import InputError
 from mrigsure.settings import PrepareSettings
 from mrigsure.workers import attempt, crew
-
-
-def job(path, number):
-    """A task: at module level, so that a worker can import it."""
-    if number == 1:
-        raise InputError(path, "nothing", "something")
-    if number == 2:
-        raise ZeroDivisionError("by zero")
-    if number == 3:
-        warnings.warn(f"{path}: odd", ScanWarning, stacklevel=1)
-        warnings.warn("of a library", FutureWarning, stacklevel=1)
-    return number, os.getpid(), torch.get_num_threads()
 
 
 def settings(**options):
@@ -86,3 +75,14 @@ def test_an_address_where_nobody_answers_is_bad_input(monkeypatch):
         crew(settings(scheduler="tcp://127.0.0.1:9")),
     ):
         pass
+
+
+def test_workers_without_mrigsure_are_bad_input(monkeypatch):
+    """Dask itself would wait for ever for a worker that cannot read its task."""
+    from distributed import Client
+
+    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as client:
+        workers._check_workers(client, "tcp://host:1")
+        monkeypatch.setattr(workers, "_PACKAGE", "no_such_package")
+        with pytest.raises(InputError, match="tcp://host:1: found workers without no_such_package"):
+            workers._check_workers(client, "tcp://host:1")
