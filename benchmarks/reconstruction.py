@@ -18,7 +18,7 @@ from mrigsure.progress import status_table, track
 from recon.metrics import psnr, ssim, z_squared
 from recon.reconstruct import reconstruct_scans
 
-METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "posterior")
+METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "tv", "posterior")
 CENTER_FRACTION = {2: 0.16, 4: 0.1, 6: 0.08, 8: 0.06}
 
 
@@ -35,7 +35,7 @@ def measure(prior, acceleration, size, slices, samples, levels):
         )
         target = scan.target.numpy()
         for method in METHODS:
-            made = reconstruct_scans([scan], method, prior, samples=samples, levels=levels, seed=index)
+            made = reconstruct_scans([scan], method, prior, samples=samples, nfe=2 * levels, seed=index)
             image = made.image[0] * scan.scale
             z2 = np.nan if made.std is None else z_squared(image, target, made.std[0] * scan.scale, samples)
             figures[method].append((psnr(abs(image), abs(target)), ssim(abs(image), abs(target)), z2))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -136,7 +135,7 @@ def _raw_or_mask(path, encoding):
 
 def _raw(raw: RawScan):
     slices, coils, height, width = raw.kspace.shape
-    middle = replace(raw, kspace=raw.kspace[slices // 2 : slices // 2 + 1])
+    middle = raw.part(slice(slices // 2, slices // 2 + 1))
     acquired = acquired_samples(middle)
     volume = prepare_volume(middle, PrepareSettings(raw=[], out=""))
     noise, filtered = volume.noise_std / volume.scale, int((~acquired.candidates).sum())
@@ -151,10 +150,17 @@ def _raw(raw: RawScan):
         ),
         ("SNR", f"{SIGMA_DATA / volume.noise_std:.1f}"),
         ("scale to be", f"{volume.scale:.6g}"),
-        ("voxel", "not stated" if raw.voxel_mm is None else " x ".join(f"{v:.3g}" for v in raw.voxel_mm) + " mm"),
+        *_geometry(raw.geometry),
         *_header(raw.header),
         ("acquisition", raw.acquisition or "not stated"),
     ]
+
+
+def _geometry(geometry):
+    if geometry is None:
+        return [("voxel", "not stated")]
+    orientation = "stated" if geometry.is_oriented else "not stated"
+    return [("voxel", " x ".join(f"{v:.3g}" for v in geometry.voxel_mm) + " mm"), ("orientation", orientation)]
 
 
 def _header(xml):

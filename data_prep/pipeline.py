@@ -18,6 +18,7 @@ from data_prep.readers import RawScan
 from data_prep.readers.raw import header_space
 from data_prep.readout import crop_readout, outside_samples
 from data_prep.undersample import acquired_samples, apply_mask, found_sampling, mask_seed, stated_or_found_mask
+from mrigsure.devices import pick_device
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.files import sha256
 from mrigsure.fourier import center_crop, ifft2c
@@ -110,6 +111,7 @@ class Pipeline:
             "parameters": parameters(settings, self.density),
             "noise": record,
             "ismrmrd_header": self.raw.header,
+            "geometry": self.raw.geometry,
         }
 
     @cached_property
@@ -117,8 +119,7 @@ class Pipeline:
         """Of what is sampled, like all that follows; from as many slices, evenly spread, as are needed."""
         sampled = int(np.broadcast_to(self.sampling.mask, self.raw.kspace.shape[-2:]).sum())
         count = min(self.slices, -(-_NOISE_SAMPLES // sampled))
-        few = replace(self.raw, kspace=self.raw.kspace[:: self.slices // count])  # a view, no copy
-        return estimate_noise(few, self.sampling.mask)
+        return estimate_noise(self.raw.part(slice(None, None, self.slices // count)), self.sampling.mask)
 
     @cached_property
     def region(self) -> tuple[int, int]:
@@ -180,7 +181,8 @@ class Pipeline:
         if self.raw.reference is not None:
             source, region = self._reference(index)
             source = self._compressed(index, source)
-        maps = sensitivity_maps(source, region, self.raw.source.name, sets=self.settings.map_sets)
+        device = pick_device(self.settings.device)
+        maps = sensitivity_maps(source, region, self.raw.source.name, sets=self.settings.map_sets, device=device)
         put(index, sens_maps=maps[0])
         maps = maps if self.settings.map_sets == 1 else maps[:, 0]  # scale and target are the first set's
         if self.settings.keep_target and self.acquired.is_full:

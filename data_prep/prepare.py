@@ -6,8 +6,7 @@ that a killed run is resumed by repeating it. A file that cannot be prepared is 
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,23 @@ import numpy as np
 import mrigsure
 from data_prep.ensemble import blind_modes, ensemble_densities, reading_options
 from data_prep.forecast import forecast
-from data_prep.manifest import NAME, done_entry, failed_entry, without_folders, write_manifest
+from data_prep.manifest import done_entry
 from data_prep.patient import patient_hash, read_patient
 from data_prep.pipeline import Pipeline, fingerprint, parameters, prepare_volume
 from data_prep.readers import raw_files, read_raw
+from mrigsure.devices import pick_device
 from mrigsure.errors import InputError, PartialFailure, ScanWarning
+from mrigsure.manifest import (
+    NAME,
+    as_given,
+    failed_entry,
+    heard,
+    one_line,
+    only_error,
+    whole_path,
+    without_folders,
+    write_manifest,
+)
 from mrigsure.progress import say, track
 from mrigsure.scan import SCHEMA_VERSION, open_hdf5, prepared_writer
 from mrigsure.settings import PrepareSettings
@@ -39,13 +50,15 @@ def prepare(settings: PrepareSettings) -> list[Path]:
     """
     raw, folder = raw_files(settings.raw), Path(settings.out)
     outputs = _outputs(raw, folder)
+    if settings.scheduler is None:
+        pick_device(settings.device)  # now, rather than file by file
     if settings.dry_run:
         forecast(raw, [_is_done(*pair, settings) for pair in zip(outputs, raw, strict=True)], settings)
         return outputs
     entries, errors, kept = _prepare_all(raw, outputs, settings)
     prepared = [output for number, output in enumerate(outputs) if number not in errors]
     ensembles = blind_modes(prepared, settings.seed) if prepared else []
-    write_manifest(folder, entries, parameters(settings, None), ensembles)
+    write_manifest(folder, entries, parameters(settings, None), ensembles=ensembles)
     if prepared:
         say(f"{len(prepared) - kept} prepared in {settings.out}" + (f", {kept} were already there" if kept else ""))
     for ensemble in ensembles:
@@ -62,11 +75,11 @@ def prepare_file(settings: PrepareSettings, raw_path: str, output_path: str, den
     digest = fingerprint(path)
     kept = not settings.overwrite and _is_done(output, path, settings, digest, density)
     if not kept:
-        with _heard() as heard:
+        with heard() as warned:
             pipeline = Pipeline(read_raw(path, **reading_options(settings)), settings, density)
             with prepared_writer(output, pipeline.slices, pipeline.sampling.mask) as writer:
                 facts = pipeline.run(writer.put)
-                texts = [without_folders(text, path, output) for text in heard()]
+                texts = [without_folders(text, path, output) for text in warned()]
                 writer.finish(facts | {"source_sha256": digest, "warnings": texts})
     if settings.previews:
         from data_prep.preview import preview
@@ -86,40 +99,22 @@ def _prepare_all(raw, outputs, settings):
         if not (settings.pattern or settings.apply_mask):
             densities, errors = ensemble_densities(raw, settings, run)
         todo = [number for number in range(len(raw)) if number not in errors]
-        jobs = [(settings, *map(_plain, (raw[number], outputs[number], densities[number]))) for number in todo]
+        jobs = [(settings, *map(whole_path, (raw[number], outputs[number], densities[number]))) for number in todo]
         for place, outcome in track(run(prepare_file, jobs), "preparing", len(jobs)):
             number = todo[place]
             for text in outcome.warnings:
-                warnings.warn(_as_given(text, raw[number]), ScanWarning, stacklevel=2)
+                warnings.warn(as_given(text, raw[number]), ScanWarning, stacklevel=2)
             if outcome.error:
                 errors[number] = outcome.error
             else:
                 entries[number], was_there = outcome.value
                 kept += was_there
     if errors and len(raw) == 1:
-        error = errors[0]
-        if isinstance(error, InputError):
-            raise InputError(_as_given(error.where, raw[0]), error.found, error.expected) from error
-        raise error
+        raise only_error(errors[0], raw[0]) from errors[0]
     for number, error in sorted(errors.items()):
-        entries[number] = failed_entry(raw[number], outputs[number], _one_line(error, raw[number]))
-        warnings.warn(f"{_one_line(error, raw[number])}; skipped", ScanWarning, stacklevel=2)
+        entries[number] = failed_entry(raw[number], outputs[number], one_line(error, raw[number]))
+        warnings.warn(f"{one_line(error, raw[number])}; skipped", ScanWarning, stacklevel=2)
     return entries, errors, kept
-
-
-def _one_line(error, path):
-    """An InputError names its file itself."""
-    return _as_given(str(error), path) if isinstance(error, InputError) else f"{path}: internal error: {error}"
-
-
-def _as_given(text, path):
-    """A worker's message with the path as the user gave it: the folders above may be named after patients."""
-    return text.replace(_plain(path), str(path))
-
-
-def _plain(value):
-    """A path as a worker gets it, which may stand in another folder."""
-    return None if value is None else str(Path(value).resolve())
 
 
 def _say_blind(ensemble):
@@ -131,20 +126,6 @@ def _say_blind(ensemble):
     if ensemble["blind_share"] > _BLIND:
         text += f"; {ensemble['blind_share']:.1%} of the modes are seen by no scan (`mrigsure feasibility` says more)"
     say(text)
-
-
-@contextmanager
-def _heard() -> Iterator[Callable[[], list[str]]]:
-    """Yields a function that gives the ScanWarnings so far, once each; they go on to whoever listens outside."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScanWarning)
-
-        def so_far():
-            return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScanWarning)))
-
-        yield so_far
-    for text in so_far():
-        warnings.warn(text, ScanWarning, stacklevel=3)
 
 
 def _outputs(raw: Sequence[Path], folder: Path) -> list[Path]:

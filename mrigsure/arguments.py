@@ -47,6 +47,12 @@ class Argument:
         return get_args(self.item) if get_origin(self.item) is Literal else ()
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What it takes beside numbers, such as auto."""
+        named = [option for option in get_args(self.hint) if get_origin(option) is Literal]
+        return () if self.choices else tuple(word for option in named for word in get_args(option))
+
+    @property
     def flag(self) -> bool:
         return self.item is bool
 
@@ -61,6 +67,7 @@ class Argument:
         if self.positional:
             return self.positional + ("..." if self.most is None else "")
         word = "{" + ",".join(self.choices) + "}" if self.choices else _METAVARS.get(self.item, "")
+        word = "|".join([word, *self.words])
         if self.most is None:
             word += " ..."
         elif self.most > 1:
@@ -70,7 +77,7 @@ class Argument:
     @property
     def expected(self) -> str:
         """What a value must be."""
-        word = f"one of {', '.join(self.choices)}" if self.choices else _KINDS[self.item]
+        word = f"one of {', '.join(self.choices)}" if self.choices else ", or ".join([_KINDS[self.item], *self.words])
         if self.most is None:
             return f"one or more, each {word}"
         return word if self.most == 1 else f"{word}, or {self.most}" if self.scalar else f"{self.most}, each {word}"

@@ -29,8 +29,10 @@ COMMANDS = {
     "prepare": Command("data_prep.prepare", settings.PrepareSettings, {"raw": "RAW", "out": "OUT"}),
     "feasibility": Command("mrigsure.feasibility", settings.FeasibilitySettings, {"prepared": "PREPARED"}),
     "train": Command("mrigsure.training", settings.TrainSettings, {"prepared": "PREPARED"}),
+    "train-unrolled": Command("recon.train_unrolled", settings.TrainUnrolledSettings, {"prepared": "PREPARED"}),
     "sample": Command("mrigsure.sampling", settings.SampleSettings, {"prior": "PRIOR"}),
     "reconstruct": Command("recon.reconstruct", settings.ReconstructSettings, {"scans": "SCAN"}),
+    "export": Command("recon.export", settings.ExportSettings, {"reconstructions": "RECON"}),
     "evaluate": Command("recon.evaluate", settings.EvaluateSettings, {"reconstructions": "RECON"}),
     "inspect": Command("data_prep.inspect", settings.InspectSettings, {"file": "FILE"}),
     "audit": Command("mrigsure.audit", settings.AuditSettings, {"prior": "PRIOR", "scans": "SCAN"}),
@@ -78,7 +80,7 @@ def _run(words):
         return
     chosen = arguments.parse(command.settings, known, words)
     os.environ["MPLBACKEND"] = "Agg"
-    getattr(importlib.import_module(command.module), name)(chosen)
+    getattr(importlib.import_module(command.module), name.replace("-", "_"))(chosen)
 
 
 def _fail(message, status, debug):

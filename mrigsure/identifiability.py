@@ -24,9 +24,9 @@ from mrigsure.seeds import complex_noise, generator
 
 BLIND = 0.01  # an eigenvalue of E[A^H A] below this is a blind mode
 _WEAKEST = 0.05  # share of modes that the maps show where none is blind
-_ROWS, _LINE_SCANS = 128, 128
+SCANS, ROWS = 128, 128
 _POINT_SCANS, _STEPS, _PROBES = 8, 48, 4
-_SPURIOUS = 1e-11  # quadrature weight of Ritz values that rounding makes, outside the support
+_SPURIOUS = 1e-9  # quadrature weight of Ritz values that rounding makes, outside the support
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,27 @@ class Ensemble(Protocol):
     def spectrum(self, density: np.ndarray | None = None) -> Spectrum: ...
 
 
-def archive_ensemble(scans: ScanSet, indices: Sequence[int], seed: int = 0) -> Ensemble:
-    """The ensemble of the scans `indices`, which share a matrix size.
+def archive_ensemble(
+    scans: ScanSet, indices: Sequence[int], seed: int = 0, most: int = SCANS, rows: int = ROWS
+) -> Ensemble:
+    """The ensemble of the scans `indices`, which share a matrix size; rows as LineEnsemble's.
 
-    Of a large archive, evenly spread scans lend their coil maps; each stands for its neighbours, with the mean of
-    their masks.
+    Of an archive of more than `most` scans with line masks, evenly spread ones lend their coil maps; each stands for its
+    neighbours, with the mean of their masks.
     """
     masks = {volume.path: _as_lines(volume.mask) for volume in scans.volumes}
     masks = {index: masks[scans.file_of(index)] for index in indices}
     points = any(mask.ndim == 2 for mask in masks.values())
     if points:
         masks = {index: np.broadcast_to(mask, scans.shapes[index]) for index, mask in masks.items()}
-    strata = np.array_split(np.asarray(indices), min(_POINT_SCANS if points else _LINE_SCANS, len(indices)))
-    maps = (scans[int(stratum[len(stratum) // 2])].sens_maps for stratum in strata)
+    strata = np.array_split(np.asarray(indices), min(_POINT_SCANS if points else most, len(indices)))
+    maps = (_first_set(scans.sens_maps(int(stratum[len(stratum) // 2]))) for stratum in strata)
     means = [np.mean([masks[int(index)] for index in stratum], axis=0) for stratum in strata]
     weights = [len(stratum) / len(indices) for stratum in strata]
     support = acquired_support(np.any(list(masks.values()), axis=0))
     if points:
         return PointEnsemble(list(maps), means, weights, support, seed)
-    return LineEnsemble(maps, means, weights, support)
+    return LineEnsemble(maps, means, weights, support, rows)
 
 
 class LineEnsemble:
@@ -100,16 +102,18 @@ class LineEnsemble:
     rows       at most so many rows, evenly spread: coils are smooth, so that the rows between are alike
     """
 
-    def __init__(self, sens_maps, densities, weights, support: np.ndarray, rows: int = _ROWS):
+    def __init__(self, sens_maps, densities, weights, support: np.ndarray, rows: int = ROWS):
         self.support = support
-        self.gram = self.normal = 0.0
+        self.gram = self.normal = None
         for maps, density, weight in zip(sens_maps, densities, weights, strict=True):
             self.shape = tuple(maps.shape[-2:])
             picks = np.linspace(0, self.shape[0] - 1, min(rows, self.shape[0])).round().astype(int)
             by_row = maps[:, picks].permute(1, 2, 0)  # (rows, W, coil)
-            gram = weight * (by_row.conj() @ by_row.mT)
-            self.gram = self.gram + gram
-            self.normal = self.normal + gram * _point_spread(density)
+            gram = by_row.conj() @ (weight * by_row).mT
+            if self.normal is None:
+                self.gram, self.normal = torch.zeros_like(gram), torch.zeros_like(gram)
+            self.gram += gram
+            self.normal += gram.mul_(_point_spread(density))
         self.rows = picks
 
     def spectrum(self, density: np.ndarray | None = None) -> Spectrum:
@@ -200,6 +204,11 @@ def refuse_unidentifiable(volumes: Sequence[VolumeFacts], where) -> None:
     if found:
         expected = "masks that together cover the acquired k-space (vary the mask from scan to scan)"
         raise InputError(where, found, expected)
+
+
+def _first_set(maps):
+    """The set that the prior's image has, of several."""
+    return maps[0] if maps.ndim == 4 else maps
 
 
 def _as_lines(mask):

@@ -25,13 +25,13 @@ from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import fft2c, filtered, radial_bands, radius
 from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
-from mrigsure.seeds import complex_noise
+from mrigsure.seeds import Randomness, complex_noise, some
 from mrigsure.soft_sense import JointFactor, other_sets_deviation
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
 _LOCAL = (0.01, 10.0)  # range of the local variance over its mean; in air, where the denoiser errs least, it is low
-_MOST_ITERATIONS = 60  # at high levels a barely trained prior's R can be wild; the lower levels mend what is left
+_MOST_ITERATIONS = 12  # of a level; 6 to 200 give the same draws: the noise that follows hides what is left
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 
 
@@ -46,7 +46,7 @@ class Factor(Protocol):
         return lambda image: image
 
 
-Spread = Callable[[Denoise, Tensor, Tensor, float, torch.Generator], Factor]
+Spread = Callable[[Denoise, Tensor, Tensor, float, Randomness], Factor]
 """spread(denoise, x, x0, sigma, generator): the factor of R ~ Cov(x | x_sigma) at one level."""
 
 
@@ -56,12 +56,13 @@ def posterior_samples(
     *,
     samples: int,
     levels: int,
-    generator: torch.Generator,
+    generator: Randomness,
     chunk: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Calibrated draws: complex64 (batch, samples, H, W), in prepared units, at 2 network evaluations a level.
 
+    generator one for all; or one for every draw, scan by scan, which makes the draws the same for any `chunk`
     chunk     draws computed at once
     progress  called after each level with the network evaluations done and to be done, over all draws
     """
@@ -78,7 +79,9 @@ def posterior_samples(
             if progress:
                 progress(2 * (before + len(items) * level), 2 * levels * len(order))
 
-        images.append(draw(prior.denoise, part, sigmas, spread=spread, generator=generator, after_level=report))
+        first = sum(map(len, images))
+        rng = some(generator, first, first + len(items))
+        images.append(draw(prior.denoise, part, sigmas, spread=spread, generator=rng, after_level=report))
         done += levels * len(items)
     return torch.cat(images).unflatten(0, (scans, samples))
 
@@ -89,7 +92,7 @@ def draw(
     sigmas: Tensor,
     *,
     spread: Spread,
-    generator: torch.Generator,
+    generator: Randomness,
     start: Tensor | None = None,
     eta: float = 1.0,
     perturb: bool = True,
@@ -98,6 +101,7 @@ def draw(
     """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
 
     sigmas   falling levels, (levels,)
+    generator  one for all; or one for every scan, whose draw then does not depend on the others in the batch
     start    the state at sigmas[0]; without it sigmas[0] times white noise
     perturb  False gives the fast point estimate of DDS and DiffPIR: under-dispersed, not for uncertainty
     """

@@ -6,6 +6,8 @@ A prepared file is a fastMRI file (`kspace`, `mask`, `ismrmrd_header`, `reconstr
                        where the field of view folds over, are orthonormal to each other
     sampling_density   float32, of the mask's shape: p(k), 0 outside the acquired support
     target             complex64 (slices, H, W), only where the truth is known
+    voxel_mm, positions_mm, directions
+                       where the slices lie, as far as the raw file states it (geometry.py)
     attributes         schema_version, noise_std (per real part, in the file's units), scale (file = scale * raw),
                        acquisition, patient_hash, source, source_sha256, seed, parameters (JSON), version,
                        warnings (JSON): what was said while the file was made,
@@ -28,6 +30,7 @@ from torch import Tensor
 import mrigsure
 from mrigsure.errors import InputError
 from mrigsure.files import atomic
+from mrigsure.geometry import Geometry, read_geometry, write_geometry
 from mrigsure.operators import SenseOperator
 
 SCHEMA_VERSION = 1
@@ -172,9 +175,12 @@ class PreparedVolume:
     noise: dict = field(default_factory=dict)
     ismrmrd_header: str | None = None
     target: np.ndarray | None = None
+    geometry: Geometry | None = None
 
     def __post_init__(self):
         slices, coils, height, width = self.kspace.shape
+        if self.geometry is not None and not self.geometry.fits(slices):
+            raise ValueError(f"positions of {len(self.geometry.positions)} slices for kspace {self.kspace.shape}")
         if (self.sens_maps.shape[0], *self.sens_maps.shape[-3:]) != self.kspace.shape or self.sens_maps.ndim > 5:
             raise ValueError(f"sens_maps {self.sens_maps.shape} differ from kspace {self.kspace.shape}")
         if self.mask.shape not in ((width,), (height, width)) or self.sampling_density.shape != self.mask.shape:
@@ -238,6 +244,7 @@ class PreparedWriter:
         self._file["sampling_density"] = facts["sampling_density"].astype(np.float32)
         if facts["ismrmrd_header"] is not None:
             self._file["ismrmrd_header"] = facts["ismrmrd_header"]
+        write_geometry(self._file, facts["geometry"])
         record = {key: facts[key] for key in _TEXT}
         record |= {"noise_std": float(facts["noise_std"]), "scale": float(facts["scale"]), "seed": int(facts["seed"])}
         record |= {key: json.dumps(facts[key], sort_keys=True) for key in ("parameters", "warnings", "noise")}
@@ -292,6 +299,7 @@ def read_prepared(path, slices: slice | Sequence[int] = slice(None), target: boo
         try:
             kspace, sens_maps = file["kspace"][slices], file["sens_maps"][slices]
             header = file["ismrmrd_header"][()].decode() if "ismrmrd_header" in file else None
+            geometry = read_geometry(file)
             volume = PreparedVolume(
                 kspace=kspace,
                 mask=file["mask"][()],
@@ -304,6 +312,7 @@ def read_prepared(path, slices: slice | Sequence[int] = slice(None), target: boo
                 warnings=tuple(json.loads(file.attrs.get("warnings", "[]"))),
                 noise=json.loads(file.attrs.get("noise", "{}")),
                 ismrmrd_header=header,
+                geometry=None if geometry is None else geometry.part(slices),
                 target=file["target"][slices] if target and "target" in file else None,
                 **{key: str(file.attrs[key]) for key in _TEXT},
             )
@@ -335,6 +344,8 @@ class VolumeFacts:
     mask: np.ndarray
     noise_std: float
     map_sets: int = 1
+    geometry: Geometry | None = None
+    patient_hash: str = ""
 
     @property
     def acceleration(self) -> float:
@@ -353,6 +364,8 @@ def volume_facts(path) -> VolumeFacts:
             file["mask"][()] > 0,
             float(file.attrs["noise_std"]),
             file["sens_maps"].shape[1] if file["sens_maps"].ndim == 5 else 1,
+            read_geometry(file),
+            str(file.attrs.get("patient_hash", "")),
         )
 
 
@@ -380,6 +393,12 @@ class ScanSet(Sequence):
     def _read(self, index):
         path, number = self._index[index]
         return read_prepared(path, slice(number, number + 1), target=self.targets).scan(0, self.name(index))
+
+    def sens_maps(self, index: int) -> Tensor:
+        """The sensitivity maps of scan `index` alone, complex64 ([set,] coil, H, W)."""
+        path, number = self._index[index]
+        with open_hdf5(path) as file:
+            return torch.from_numpy(file["sens_maps"][number])
 
     def name(self, index: int) -> str:
         """File stem and slice number of scan `index`."""

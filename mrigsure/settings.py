@@ -79,6 +79,7 @@ class PrepareSettings:
         keep_target: store the SENSE image of a fully sampled raw scan as `target`, for evaluation
         overwrite: prepare again what the folder already holds
         previews: draw a page for every volume: images, maps, mask, noise and g-factor, as OUT/previews/NAME.png
+        device: where the sensitivity maps are computed: cpu, cuda, or auto; a GPU's agree to 1e-4, not to the bit
         dry_run: say what would be done and how long it takes, and write nothing
         workers: processes on this machine, one thread each; the result is the same
         scheduler: address of a Dask scheduler whose workers see the same folders, instead of local processes
@@ -106,6 +107,7 @@ class PrepareSettings:
     keep_target: bool = False
     overwrite: bool = False
     previews: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     dry_run: bool = False
     workers: int = 1
     scheduler: str | None = None
@@ -280,6 +282,50 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
+class TrainUnrolledSettings:
+    """Train an unrolled network (MoDL) on prepared, undersampled scans by SSDU, to compare a prior with.
+
+    Args:
+        prepared: prepared files or folders
+        out: folder of the network
+        steps: updates
+        batch_size: scans in an update
+        learning_rate: of Adam; falls to a twentieth along half a cosine
+        channels: width of the U-Net at each resolution, multiples of 8
+        unrolls: steps of network and data consistency
+        delta: share of a scan's lines that the network is not given and its image is judged on
+        validation: share of the files held apart to choose the weights
+        every: updates after which it is judged on those, and a checkpoint is written
+        resume: go on from the checkpoint in the network's folder
+        device: auto, cpu or cuda
+        seed: every random choice derives from it
+    """
+
+    prepared: list[str]
+    out: str
+    steps: int = 2000
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    channels: tuple[int, ...] = (16, 32, 32)
+    unrolls: int = 6
+    delta: float = 0.4
+    validation: float = 0.1
+    every: int = 100
+    resume: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        _within(self, 1, "steps", "batch_size", "unrolls", "channels", "every")
+        _within(self, 0, "learning_rate", most=1)
+        _within(self, 0.05, "delta", most=0.95)
+        _within(self, 0, "validation", most=0.9)
+        _within(self, 0, "seed")
+        if any(width % 8 for width in self.channels):
+            raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
+
+
+@dataclass(frozen=True)
 class ReconstructSettings:
     """Reconstruct prepared scans: draws from the posterior under a prior, or a classical baseline.
 
@@ -287,32 +333,70 @@ class ReconstructSettings:
         scans: prepared files or folders
         out: folder for the reconstructions, one .h5 and one .png a file
         prior: folder of the prior, or "shipped"
-        method: posterior draws, or a baseline whose regularisation is chosen on held-out lines
+        method: posterior draws; a baseline whose regularisation is chosen on held-out lines (tv is total variation); or
+            an unrolled network
+        unrolled: folder of the unrolled network, made by `mrigsure train-unrolled`
         samples: posterior draws; their mean and standard deviation are written
-        levels: network evaluations a draw
+        sampler: default, the project's own, or one of the published ones
+        nfe: network evaluations a draw; the default sampler takes two a noise level
+        stack_noise: independent, or shared: the same noise in all slices of a draw, so that neighbours fit together
         keep_samples: write the single draws too
-        batch: draws computed at once
+        batch: draws computed at once, or auto: as many as memory allows; the result is the same
         overwrite: reconstruct again what the folder already holds
         device: auto, cpu or cuda
         seed: every random choice derives from it
+        workers: processes on this machine, one thread each; the result is the same
+        scheduler: address of a Dask scheduler whose workers see the same folders, instead of local processes
+        tls_ca: certificate of the authority that signed the scheduler's
+        tls_cert: certificate of this client
+        tls_key: private key of this client
     """
 
     scans: list[str]
     out: str
     prior: str = "shipped"
-    method: Literal["posterior", "zero-filled", "cg-sense", "l1-wavelet"] = "posterior"
+    method: Literal["posterior", "zero-filled", "cg-sense", "l1-wavelet", "tv", "unrolled"] = "posterior"
+    unrolled: str | None = None
     samples: int = 8
-    levels: int = 30
+    sampler: Literal["default", "ald", "daps", "dds", "diffpir", "dps", "mmps", "pigdm", "ula"] = "default"
+    nfe: int = 30
+    stack_noise: Literal["independent", "shared"] = "independent"
     keep_samples: bool = False
-    batch: int = 8
+    batch: int | Literal["auto"] = "auto"
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+    workers: int = 1
+    scheduler: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def __post_init__(self):
-        _within(self, 1, "samples", "batch")
-        _within(self, 2, "levels")
+        _within(self, 1, "samples", "workers")
+        if self.batch != "auto":
+            _within(self, 1, "batch")
+        if (self.method == "unrolled") != (self.unrolled is not None):
+            raise InputError("--unrolled", str(self.unrolled), "a folder with --method unrolled, and with it alone")
+        _within(self, 6, "nfe")  # two levels of the sampler that takes most evaluations in each
         _within(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write reconstructions for other programs: NIfTI, DICOM or PNG, in raw units, not for diagnosis.
+
+    Args:
+        reconstructions: reconstruction files or folders
+        out: folder for the exports
+        format: nifti, one .nii.gz a file; dicom, a folder with one .dcm a slice; png, a sheet of all slices
+        image: magnitude, phase, or std, the standard deviation of posterior draws
+    """
+
+    reconstructions: list[str]
+    out: str
+    format: tuple[Literal["nifti", "dicom", "png"], ...]
+    image: tuple[Literal["magnitude", "phase", "std"], ...] = ("magnitude",)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ A job is a tuple of paths and plain settings, never of data: workers read and wr
 computes on one thread, wherever it runs, so that the number of workers does not change a bit of what is written.
 """
 
+import ctypes
+import sys
 import threading
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol
 
 from mrigsure import __version__
@@ -17,6 +22,9 @@ from mrigsure.progress import say
 
 _PACKAGE = "mrigsure"
 _TIMEOUT = 30  # seconds in which a scheduler must answer
+_REPORT_EVERY = 1.0  # seconds between a job's reports
+_KEPT_FREE = 2**30  # bytes of freed memory that a process keeps for its next arrays
+_MALLOPT = {-1: _KEPT_FREE, -3: _KEPT_FREE, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; M_ARENA_MAX: threads share
 _ONE_JOB = threading.Lock()  # at a time in a process: warnings and numbers of threads are a process's
 
 
@@ -48,14 +56,15 @@ def crew(settings: WorkerSettings) -> Iterator[Callable]:
             for number, outcome in run(function, jobs):
 
     `run` yields the number and the Outcome of every job as it finishes, in any order; a job that fails stops no
-    other. One worker is this process. The function must be importable by the workers, and so must mrigsure of this
-    version. Raises InputError where no scheduler answers.
+    other. With `run(function, jobs, progress)` the function is given report=, to be called with the share of its job
+    that is done, and `progress(number, share)` hears of it here. One worker is this process. The function must be
+    importable by the workers, and so must mrigsure of this version. Raises InputError where no scheduler answers.
     """
     if settings.scheduler is None and settings.workers == 1:
         yield _run_here
         return
     with _client(settings) as client:
-        yield lambda function, jobs: _run_on(client, function, jobs)
+        yield lambda function, jobs, progress=None: _run_on(client, function, jobs, progress)
 
 
 @contextmanager
@@ -73,18 +82,32 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def attempt(function: Callable, job: tuple, version: str = __version__) -> Outcome:
+@cache
+def keep_freed_memory() -> bool:
+    """Let malloc reuse the memory of large arrays; False where the C library is not glibc.
+
+    By default every array of some megabytes is given back and asked for anew, and the kernel clears its pages each time:
+    a third of the time of two workers, and Dask's own default gives back even more.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    return all([mallopt(option, value) for option, value in _MALLOPT.items()])
+
+
+def attempt(function: Callable, job: tuple, version: str = __version__, report: Callable | None = None) -> Outcome:
     """Do one job on one thread; everything but an interrupt becomes an Outcome."""
     if version != __version__:
         return Outcome(
             error=InputError("worker", f"mrigsure {__version__}", f"version {version}, as in the main process")
         )
+    keep_freed_memory()
     with _ONE_JOB, one_thread(), warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ScanWarning)
         value = error = None
         try:
-            value = function(*job)
+            value = function(*job) if report is None else function(*job, report=report)
         except InputError as reason:
             error = reason
         except Exception as reason:  # one file must not stop an archive
@@ -93,15 +116,35 @@ def attempt(function: Callable, job: tuple, version: str = __version__) -> Outco
     return Outcome(value, error, tuple(dict.fromkeys(str(one.message) for one in heard)))
 
 
-def _run_here(function, jobs: Sequence[tuple]):
+class _Report:
+    """Tells the main process, through Dask's log of events, what share of a job is done; now and then is enough."""
+
+    def __init__(self, topic: str, number: int):
+        self.topic, self.number, self._last = topic, number, 0.0
+
+    def __call__(self, share: float) -> None:
+        from distributed import get_worker
+
+        if time.monotonic() - self._last >= _REPORT_EVERY:
+            self._last = time.monotonic()
+            get_worker().log_event(self.topic, (self.number, share))
+
+
+def _run_here(function, jobs: Sequence[tuple], progress=None):
     for number, job in enumerate(jobs):
-        yield number, attempt(function, job)
+        yield number, attempt(function, job, report=progress and partial(progress, number))
 
 
-def _run_on(client, function, jobs: Sequence[tuple]):
+def _run_on(client, function, jobs: Sequence[tuple], progress=None):
     from distributed import as_completed
 
-    numbers = {client.submit(attempt, function, job, __version__, pure=False): n for n, job in enumerate(jobs)}
+    topic = f"mrigsure-{uuid.uuid4()}"  # of this run alone: a scheduler may serve several
+    if progress:
+        client.subscribe_topic(topic, lambda event: progress(*event[1]))
+    numbers = {}
+    for number, job in enumerate(jobs):
+        report = _Report(topic, number) if progress else None
+        numbers[client.submit(attempt, function, job, __version__, report, pure=False)] = number
     for future in as_completed(list(numbers)):
         number = numbers.pop(future)
         if future.status == "finished":
@@ -109,6 +152,8 @@ def _run_on(client, function, jobs: Sequence[tuple]):
         else:
             reason = future.exception()
             yield number, Outcome(error=RuntimeError(f"the worker was lost ({type(reason).__name__})"))
+    if progress:
+        client.unsubscribe_topic(topic)
 
 
 @contextmanager

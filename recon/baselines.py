@@ -1,4 +1,4 @@
-"""Reconstructions without a learned prior (zero-filled, CG-SENSE, L1-wavelet) and the choice of their lambda.
+"""Reconstructions without a learned prior (zero-filled, CG-SENSE, L1-wavelet, total variation) and their lambda.
 
 Lambda is chosen without truth, by the loss that trains the prior: each lambda reconstructs a scan from which some
 lines are held out and whose other lines carry a little more noise; its image is compared with all sampled lines,
@@ -17,13 +17,18 @@ from mrigsure.errors import InputError
 from mrigsure.scan import Scan
 from mrigsure.soft_sense import first_set
 
-BASELINES = ("zero-filled", "cg-sense", "l1-wavelet")
-GRIDS = {"cg-sense": np.geomspace(1e-4, 1.0, 9), "l1-wavelet": np.geomspace(3e-4, 0.3, 8)}
-ITERATIONS = 100
+BASELINES = ("zero-filled", "cg-sense", "l1-wavelet", "tv")
+GRIDS = {
+    "cg-sense": np.geomspace(1e-4, 1.0, 9),
+    "l1-wavelet": np.geomspace(3e-4, 0.3, 8),
+    "tv": np.geomspace(3e-4, 0.3, 8),
+}
+ITERATIONS = {"l1-wavelet": 100, "tv": 200}
 _HELD_OUT = 0.15  # a larger share, and a larger alpha, would ask for a larger lambda than all lines do
 _ALPHA = 0.5  # noise added to the kept lines, over sigma0
 _DRAWS = 2
-_ITERATIONS_IN_SEARCH = 25  # enough, because each lambda starts from its larger neighbour's image
+_ITERATIONS_IN_SEARCH = {"l1-wavelet": 25, "tv": 50}  # enough: each lambda starts from its larger neighbour's image
+_DUAL_STEP = 0.1  # of the primal-dual iteration for total variation; 1 takes several times as many steps
 
 
 @dataclass(frozen=True)
@@ -55,35 +60,38 @@ def cg_sense(scan: Scan, lam: float) -> Tensor:
     return first_set(_cg_sense_images(scan, [lam])[0])
 
 
-def l1_wavelet(scan: Scan, lam: float, iterations: int = ITERATIONS, start: Tensor | None = None) -> Tensor:
+def l1_wavelet(
+    scan: Scan, lam: float, iterations: int = ITERATIONS["l1-wavelet"], start: Tensor | None = None
+) -> Tensor:
     """argmin_x ||A x - y||^2 / 2 + lam ||Psi x||_1, complex64 (H, W), in prepared units, by sigpy's FISTA.
 
     Psi is the Daubechies-4 wavelet transform. (Lustig, Donoho and Pauly, Magn Reson Med 2007)
     Raises InputError for a scan with several sets of maps, which sigpy's app does not know.
     """
-    if scan.sens_maps.ndim == 4:
-        sets = len(scan.sens_maps)
-        raise InputError(scan.name or "scan", f"{sets} sets of maps", "one for l1-wavelet; cg-sense takes several")
     from sigpy.mri.app import L1WaveletRecon
 
-    app = L1WaveletRecon(
-        scan.kspace.numpy(),
-        scan.sens_maps.numpy(),
-        lam,
-        weights=scan.mask.numpy(),
-        x=None if start is None else start.numpy().copy(),
-        alpha=1,  # ||A|| <= 1; sigpy's own estimate draws from NumPy's global generator
-        max_iter=iterations,
-        show_pbar=False,
-    )
-    return torch.from_numpy(app.run())
+    # ||A|| <= 1; sigpy's own estimate of the step draws from NumPy's global generator
+    return _sigpy(L1WaveletRecon, "l1-wavelet", scan, lam, iterations, start, alpha=1)
+
+
+def total_variation(scan: Scan, lam: float, iterations: int = ITERATIONS["tv"], start: Tensor | None = None) -> Tensor:
+    """argmin_x ||A x - y||^2 / 2 + lam ||G x||_1, complex64 (H, W), in prepared units, by sigpy's primal-dual method.
+
+    G takes the differences of neighbours along both axes. (Block, Uecker and Frahm, Magn Reson Med 2007)
+    Raises InputError for a scan with several sets of maps, which sigpy's app does not know.
+    """
+    from sigpy.mri.app import TotalVariationRecon
+
+    norm = 1 + 8  # a bound of ||A||^2 + ||G||^2; sigpy's own estimate draws from NumPy's global generator
+    steps = {"sigma": _DUAL_STEP, "tau": 1 / (norm * _DUAL_STEP)}
+    return _sigpy(TotalVariationRecon, "tv", scan, lam, iterations, start, **steps)
 
 
 def baseline(method: str, scan: Scan, lam: float = 0.0) -> Tensor:
     """One of `BASELINES` by name; zero-filled uses no lambda."""
     if method == "zero-filled":
         return zero_filled(scan)
-    return {"cg-sense": cg_sense, "l1-wavelet": l1_wavelet}[method](scan, lam)
+    return {"cg-sense": cg_sense, **_ITERATIVE}[method](scan, lam)
 
 
 def choose_lambda(method: str, scan: Scan, generator: torch.Generator) -> LambdaChoice:
@@ -121,13 +129,34 @@ def best_lambda_with_truth(method: str, scan: Scan, target: Tensor) -> LambdaCho
     return _choice(grid, np.array(energy) / float(truth.square().sum()), "truth")
 
 
+_ITERATIVE = {"l1-wavelet": l1_wavelet, "tv": total_variation}
+
+
+def _sigpy(app, method, scan, lam, iterations, start, **steps):
+    """Run one of sigpy's apps on a scan; complex64 (H, W)."""
+    if scan.sens_maps.ndim == 4:
+        sets = len(scan.sens_maps)
+        raise InputError(scan.name or "scan", f"{sets} sets of maps", f"one for {method}; cg-sense takes several")
+    made = app(
+        scan.kspace.numpy(),
+        scan.sens_maps.numpy(),
+        lam,
+        weights=scan.mask.numpy(),
+        x=None if start is None else start.numpy().copy(),
+        max_iter=iterations,
+        show_pbar=False,
+        **steps,
+    ).run()
+    return torch.from_numpy(made)
+
+
 def _along_grid(method, scan, grid):
-    """One image a lambda. L1-wavelet goes from the largest lambda down, each starting from the last image."""
+    """One image a lambda. Iterative methods go from the largest lambda down, each starting from the last image."""
     if method == "cg-sense":
         return _cg_sense_images(scan, grid)
     images, image = [], None
     for lam in grid[::-1]:
-        image = l1_wavelet(scan, float(lam), _ITERATIONS_IN_SEARCH, image)
+        image = _ITERATIVE[method](scan, float(lam), _ITERATIONS_IN_SEARCH[method], image)
         images.append(image)
     return images[::-1]
 

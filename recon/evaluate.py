@@ -98,7 +98,7 @@ def _truth_of(path, truth):
 def _identity(reconstruction):
     record = reconstruction.record
     known = {"method": record["method"], "acceleration": record.get("acceleration")}
-    for key in ("prior", "samples", "lambda", "lambda_chosen_by"):
+    for key in ("prior", "sampler", "samples", "nfe", "lambda", "lambda_chosen_by"):
         if key in record:
             known[key] = record[key]
     return known
@@ -109,13 +109,13 @@ def _means(slices):
 
 
 def _summary(rows):
-    """Mean and standard deviation over all slices of each method and prior."""
+    """Mean and standard deviation over all slices of each method, prior and sampler."""
     groups = {}
     for row in rows:
-        groups.setdefault((row["method"], row.get("prior")), []).extend(row["slices"])
+        groups.setdefault((row["method"], row.get("prior"), row.get("sampler")), []).extend(row["slices"])
     summary = []
-    for (method, prior), slices in groups.items():
-        entry = {"method": method, "prior": prior, "slices": len(slices)}
+    for (method, prior, sampler), slices in groups.items():
+        entry = {"method": method, "prior": prior, "sampler": sampler, "slices": len(slices)}
         for key in FIGURES:
             values = [figures[key] for figures in slices if key in figures]
             if values:
@@ -144,6 +144,8 @@ def _method(row):
     name = row["method"]
     if row.get("prior"):
         name += f", prior {row['prior']}"
+    if row.get("sampler") not in (None, "default"):
+        name += f", {row['sampler']}"
     if row.get("lambda_chosen_by", "no lambda") != "no lambda":
         name += f", lambda {row['lambda']:.2g} by {row['lambda_chosen_by']}"
     return name

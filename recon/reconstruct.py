@@ -1,157 +1,201 @@
-"""`mrigsure reconstruct`: prepared scans to images, by posterior draws under a prior or by a classical baseline.
+"""`mrigsure reconstruct`: prepared scans to images, by posterior draws under a prior, by a classical baseline or by an
+unrolled network.
 
 A file that is already there, made from the same scan with the same parameters, is kept; files are whole or absent,
-so that a killed run is resumed by repeating it.
+so that a killed run is resumed by repeating it. A scan that cannot be reconstructed is reported and stops no other.
+What comes out depends neither on the number of workers nor on how many draws are computed at once.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import mrigsure
-from mrigsure.denoiser import Prior, load_prior
+from mrigsure.denoiser import SHIPPED, load_prior
 from mrigsure.devices import pick_device
-from mrigsure.errors import InputError
+from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.files import sha256
-from mrigsure.posterior import posterior_samples
+from mrigsure.manifest import (
+    NAME,
+    as_given,
+    failed_entry,
+    heard,
+    one_line,
+    only_error,
+    whole_path,
+    without_folders,
+    write_manifest,
+)
 from mrigsure.progress import Meter, say
-from mrigsure.scan import Scan, ScanSet, collate, open_hdf5, prepared_files
-from mrigsure.seeds import generator
+from mrigsure.scan import ScanSet, open_hdf5, prepared_files, volume_facts
 from mrigsure.settings import ReconstructSettings
-from recon.baselines import baseline, choose_lambda
-from recon.domain import warn_if_unlike_training
+from mrigsure.workers import crew
 from recon.figures import preview
-from recon.reconstruction import Reconstruction, write_reconstruction
+from recon.manifest import done_entry
+from recon.reconstruction import write_reconstruction
+from recon.unrolled import load_unrolled
+from recon.volume import reconstruct_scans
+
+__all__ = ["reconstruct", "reconstruct_file", "reconstruct_scans"]
+
+_LEARNED = ("posterior", "unrolled")
+_DRAWN = ("samples", "nfe", "sampler", "stack_noise", "keep_samples")  # settings that shape posterior draws
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
-    """Reconstruct every prepared file of `settings`; returns the .h5 files, each with a .png beside it.
+    """Reconstruct every prepared file of `settings`; returns the .h5 files, each with a .png beside it, and writes
+    manifest.json.
 
-    Raises InputError for a file that is no usable prepared scan; the files before it are complete.
+    Raises InputError at once for what concerns all of them, such as a missing prior; and PartialFailure at the end
+    where files could not be reconstructed: each is named in a ScanWarning and in the manifest. Where there was one file
+    only, its error is the InputError.
     """
-    paths = prepared_files(settings.scans)
-    outputs = _outputs(paths, Path(settings.out))
-    volumes = [ScanSet([path]) for path in paths]
-    posterior = settings.method == "posterior"
-    prior = load_prior(settings.prior, pick_device(settings.device)) if posterior else None
-    parameters = _parameters(settings, prior)
-    records = [
-        {"scan": path.name, "scan_sha256": sha256(path), "parameters": json.dumps(parameters, sort_keys=True)}
-        for path in paths
-    ]
-    todo = [
-        job for job in zip(volumes, outputs, records, strict=True) if settings.overwrite or not _is_done(job[1], job[2])
-    ]
-    work = settings.samples * settings.levels if posterior else 1  # of one slice
-    with Meter(f"reconstructing ({settings.method})", work * sum(len(volume) for volume, _, _ in todo)) as meter:
-        for volume, output, record in todo:
-            result = reconstruct_scans(
-                volume,
-                settings.method,
-                prior,
-                samples=settings.samples,
-                levels=settings.levels,
-                batch=settings.batch,
-                seed=settings.seed,
-                name=output.stem,
-                keep_samples=settings.keep_samples,
-                progress=partial(_advance, meter, meter.done, work * len(volume)),
-            )
-            result.record.update(record)
-            preview(output.with_suffix(".png"), result)
-            write_reconstruction(output, result)  # last: its presence says that all is there
-    kept = len(outputs) - len(todo)
-    say(f"{len(todo)} reconstructed in {settings.out}" + (f", {kept} were already there" if kept else ""))
+    paths, folder = prepared_files(settings.scans), Path(settings.out)
+    outputs = _outputs(paths, folder)
+    digest = ""
+    if settings.method in _LEARNED:
+        if not settings.scheduler:  # whose workers may have what this machine lacks
+            pick_device(settings.device)
+        digest = _load(settings, torch.device("cpu")).sha256
+    entries, errors, kept = _reconstruct_all(paths, outputs, settings, digest)
+    write_manifest(folder, entries, _parameters(settings, digest))
+    done = len(paths) - len(errors) - kept
+    if done or kept:
+        say(f"{done} reconstructed in {settings.out}" + (f", {kept} were already there" if kept else ""))
+    if errors:
+        raise PartialFailure(f"{len(errors)} of {len(paths)} files could not be reconstructed; see {folder / NAME}")
     return outputs
 
 
-def reconstruct_scans(
-    scans: Sequence[Scan],
-    method: str = "posterior",
-    prior: Prior | None = None,
-    *,
-    samples: int = 8,
-    levels: int = 30,
-    batch: int = 8,
-    seed: int = 0,
-    name: str = "",
-    keep_samples: bool = False,
-    progress: Callable[[float], None] = lambda share: None,
-) -> Reconstruction:
-    """Reconstruct scans of one matrix size, the slices of a volume, in raw units (the scale is undone).
+def reconstruct_file(
+    settings: ReconstructSettings,
+    scan_path: str,
+    output_path: str,
+    model_sha256: str,
+    threads: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> tuple[dict, bool]:
+    """A worker's task: reconstruct one file unless it is there; its entry in the manifest, and whether it was there.
 
-    method    "posterior", which needs a prior, or one of `recon.baselines.BASELINES`
-    batch     draws computed at once
-    name      enters the random numbers beside the seed, so that files differ in theirs
-    progress  called with the share that is done
-    A baseline's lambda is chosen once, on the middle slice. The prior's device computes.
+    model_sha256  of the prior or unrolled network that `settings` name, "" for baselines
+    threads       for the network: its images come out alike, bit by bit, on any number of them
+    report        called with the share that is done
     """
-    middle = scans[len(scans) // 2]
-    record = {"method": method, "acceleration": middle.acceleration, "seed": seed}
-    if method == "posterior":
-        warn_if_unlike_training(middle, prior)
-        rng = generator(seed, "posterior", name)
-        image, std, draws, nfe = _draw(scans, prior, samples, levels, batch, rng, keep_samples, progress)
-        record |= {"prior": prior.name, "prior_sha256": prior.sha256}
-        record |= {"samples": samples, "levels": levels, "nfe": nfe}
-        return Reconstruction(image, std, draws, record)
-    choice = choose_lambda(method, middle, generator(seed, "lambda", name))
-    record |= {"lambda": choice.value, "lambda_chosen_by": choice.chosen_by}
-    if choice.grid:
-        record["lambda_search"] = json.dumps({"grid": choice.grid, "scores": choice.scores})
-    images = []
-    for index in range(len(scans)):
-        scan = scans[index]
-        images.append((baseline(method, scan, choice.value) / scan.scale).numpy())
-        progress((index + 1) / len(scans))
-    return Reconstruction(np.stack(images), record=record)
+    path, output = Path(scan_path), Path(output_path)
+    parameters = json.dumps(_parameters(settings, model_sha256), sort_keys=True)
+    record = {"scan": path.name, "scan_sha256": sha256(path), "parameters": parameters}
+    kept = not settings.overwrite and _is_done(output, record)
+    if not kept:
+        with heard() as warned:
+            volume = ScanSet([path])
+            facts = volume.volumes[0]
+            model = None
+            if model_sha256:
+                torch.set_num_threads(threads)
+                model = _model(settings, pick_device(settings.device), model_sha256)
+            result = reconstruct_scans(
+                volume,
+                settings.method,
+                model,
+                samples=settings.samples,
+                nfe=settings.nfe,
+                sampler=settings.sampler,
+                stack_noise=settings.stack_noise,
+                batch=settings.batch,
+                workers=1 if settings.scheduler else settings.workers,
+                seed=settings.seed,
+                name=output.stem,
+                keep_samples=settings.keep_samples,
+                progress=report,
+            )
+            texts = [without_folders(text, path, output) for text in warned()]
+        record |= {"patient_hash": facts.patient_hash, "warnings": json.dumps(texts)}
+        result = replace(result, geometry=facts.geometry, record=result.record | record)
+        preview(output.with_suffix(".png"), result)
+        write_reconstruction(output, result)  # last: its presence says that all is there
+    return done_entry(output), kept
 
 
-def _draw(scans, prior, samples, levels, batch, rng, keep_samples, progress):
-    """Mean, standard deviation, draws and network evaluations a draw, in groups of slices that fill a batch."""
-    device = next(prior.denoiser.parameters()).device
-    group = max(1, batch // samples)
-    means, deviations, kept, nfe = [], [], [], 0
-    for start in range(0, len(scans), group):
-        part = [scans[index] for index in range(start, min(start + group, len(scans)))]
-        size = len(part)
-
-        def report(done, total, start=start, size=size):
-            nonlocal nfe
-            nfe = total // (size * samples)
-            progress((start + size * done / total) / len(scans))
-
-        draws = posterior_samples(
-            prior,
-            collate(part).to(device),
-            samples=samples,
-            levels=levels,
-            generator=rng,
-            chunk=batch,
-            progress=report,
-        ).cpu()
-        draws = draws / torch.tensor([scan.scale for scan in part])[:, None, None, None]
-        mean = draws.mean(1)
-        means.append(mean.numpy())
-        if samples > 1:
-            energy = (draws - mean[:, None]).abs().square().sum(1)
-            deviations.append((energy / (samples - 1)).sqrt().numpy())
-        if keep_samples:
-            kept.append(draws.numpy())
-    return (
-        np.concatenate(means),
-        np.concatenate(deviations) if deviations else None,
-        np.concatenate(kept) if kept else None,
-        nfe,
-    )
+def _reconstruct_all(paths, outputs, settings, digest):
+    """The manifest's entries, errors by number, and how many files were there already."""
+    entries: list = [None] * len(paths)
+    errors, kept = {}, 0
+    alone = settings.workers == 1 and not settings.scheduler
+    threads = torch.get_num_threads() if alone else 1
+    prior = SHIPPED if settings.prior == SHIPPED else whole_path(settings.prior)
+    plain = replace(settings, prior=prior, unrolled=whole_path(settings.unrolled))
+    jobs = [(plain, whole_path(p), whole_path(o), digest, threads) for p, o in zip(paths, outputs, strict=True)]
+    work = settings.samples * settings.nfe if settings.method == "posterior" else 1  # of one slice
+    with crew(settings) as run, _Shares(settings.method, [work * _slices(path) for path in paths]) as shares:
+        for number, outcome in run(reconstruct_file, jobs, shares.update):
+            shares.update(number, 1.0)
+            for text in outcome.warnings:
+                warnings.warn(as_given(text, paths[number]), ScanWarning, stacklevel=2)
+            if outcome.error:
+                errors[number] = outcome.error
+            else:
+                entries[number], was_there = outcome.value
+                kept += was_there
+    if errors and len(paths) == 1:
+        raise only_error(errors[0], paths[0]) from errors[0]
+    for number, error in sorted(errors.items()):
+        entries[number] = failed_entry(paths[number], outputs[number], one_line(error, paths[number]))
+        warnings.warn(f"{one_line(error, paths[number])}; skipped", ScanWarning, stacklevel=2)
+    return entries, errors, kept
 
 
-def _advance(meter, start, size, share):
-    meter.update(start + round(share * size))
+class _Shares:
+    """A meter over the work of all files, fed with the share of each that is done."""
+
+    def __init__(self, method, work):
+        self._work, self._done = work, [0.0] * len(work)
+        self._meter, self._sum = Meter(f"reconstructing ({method})", sum(work)), 0.0
+
+    def __enter__(self):
+        self._meter.__enter__()
+        return self
+
+    def __exit__(self, *reason):
+        self._meter.__exit__(*reason)
+
+    def update(self, number: int, share: float) -> None:
+        self._sum += self._work[number] * (share - self._done[number])
+        self._done[number] = share
+        self._meter.update(round(self._sum))
+
+
+def _load(settings, device):
+    """The prior or unrolled network that the settings name."""
+    if settings.method == "unrolled":
+        return load_unrolled(settings.unrolled, device)
+    return load_prior(settings.prior, device)
+
+
+_read_models: dict = {}  # a worker's last one, by its content: it is read once for all files
+
+
+def _model(settings, device, digest):
+    key = (digest, device)
+    if key not in _read_models:
+        model = _load(settings, device)
+        if model.sha256 != digest:
+            expected = f"{digest}, as in the main process"
+            raise InputError(settings.unrolled or settings.prior, f"a model of SHA-256 {model.sha256}", expected)
+        _read_models.clear()
+        _read_models[key] = model
+    return _read_models[key]
+
+
+def _slices(path):
+    """Slices of a prepared file; 1 for one that is none, which is reported in its turn."""
+    try:
+        return volume_facts(path).kspace_shape[0]
+    except InputError:
+        return 1
 
 
 def _outputs(paths, folder):
@@ -166,13 +210,12 @@ def _outputs(paths, folder):
     return outputs
 
 
-def _parameters(settings, prior):
-    """What shapes the result; the prior by its content, not its place."""
+def _parameters(settings, model_sha256):
+    """What shapes the result; prior and network by their content, not their place."""
     parameters = {"method": settings.method, "seed": settings.seed}
-    if prior is None:
-        return parameters
-    chosen = {key: getattr(settings, key) for key in ("samples", "levels", "keep_samples", "batch")}
-    return parameters | chosen | {"prior_sha256": prior.sha256}
+    if settings.method == "posterior":
+        return parameters | {key: getattr(settings, key) for key in _DRAWN} | {"prior_sha256": model_sha256}
+    return parameters | ({"unrolled_sha256": model_sha256} if model_sha256 else {})
 
 
 def _is_done(output, record):

@@ -4,9 +4,13 @@ reconstruction           float32 (slices, H, W), magnitude; the name that fastMR
 reconstruction_complex   complex64 (slices, H, W); its phase is that of the sensitivity maps
 std                      float32 (slices, H, W), posterior draws only
 samples                  complex64 (slices, samples, H, W), on request
-attributes               method, acceleration, seed, scan, scan_sha256, version, parameters (JSON)
-  of posterior draws     prior, prior_sha256, samples, levels, nfe (network evaluations a draw)
+voxel_mm, positions_mm, directions
+                         where the slices lie, as far as the source states it (mrigsure/geometry.py)
+attributes               method, acceleration, seed, scan, scan_sha256, patient_hash, version, parameters (JSON)
+                         warnings (JSON): what was said while the file was made
+  of posterior draws     prior, prior_sha256, samples, sampler, stack_noise, nfe (network evaluations a draw, at most)
   of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
+  of unrolled networks   unrolled, unrolled_sha256
 """
 
 import json
@@ -18,6 +22,7 @@ import numpy as np
 import mrigsure
 from mrigsure.errors import InputError
 from mrigsure.files import atomic
+from mrigsure.geometry import Geometry, read_geometry, write_geometry
 from mrigsure.scan import open_hdf5
 
 
@@ -30,14 +35,18 @@ class Reconstruction:
               value; the real part alone has std / sqrt(2)
     samples   complex64 (slices, K, H, W) or None
     record    how it was made: plain values, the attributes of the file
+    geometry  where the slices lie, or None
     """
 
     image: np.ndarray
     std: np.ndarray | None = None
     samples: np.ndarray | None = None
     record: dict = field(default_factory=dict)
+    geometry: Geometry | None = None
 
     def __post_init__(self):
+        if self.geometry is not None and not self.geometry.fits(len(self.image)):
+            raise ValueError(f"positions of {len(self.geometry.positions)} slices for image {self.image.shape}")
         for key in ("std", "samples"):
             array = getattr(self, key)
             if array is not None and (len(array), *array.shape[-2:]) != self.image.shape:
@@ -69,6 +78,7 @@ def write_reconstruction(path, reconstruction: Reconstruction) -> None:
             file["std"] = reconstruction.std.astype(np.float32)
         if reconstruction.samples is not None:
             file["samples"] = reconstruction.samples.astype(np.complex64)
+        write_geometry(file, reconstruction.geometry)
         for key, value in reconstruction.record.items():
             file.attrs[key] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
         file.attrs["version"] = mrigsure.__version__
@@ -86,4 +96,5 @@ def read_reconstruction(path) -> Reconstruction:
             std=file["std"][()] if "std" in file else None,
             samples=file["samples"][()] if "samples" in file else None,
             record={key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()},
+            geometry=read_geometry(file),
         )

@@ -91,7 +91,7 @@ def test_importing_the_packages_is_light(python):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_subcommand_has_its_function(command):
-    assert callable(getattr(importlib.import_module(COMMANDS[command].module), command))
+    assert callable(getattr(importlib.import_module(COMMANDS[command].module), command.replace("-", "_")))
 
 
 def test_the_wheel_holds_every_data_file(root, pyproject):

@@ -8,6 +8,12 @@ import torch
 from mrigsure.errors import InputError, ScanWarning
 
 
+def reporting_job(path, number, report):
+    """A task that tells how far it is."""
+    report(0.5)
+    return number
+
+
 def job(path, number):
     """A task: at module level, so that a worker can import it."""
     if number == 1:

@@ -20,6 +20,7 @@ from data_prep.readers.raw import (
     public_text,
 )
 from mrigsure.errors import InputError
+from mrigsure.geometry import Geometry
 from mrigsure.scan import open_hdf5
 
 _PADDING = ("padding_left", "padding_right")
@@ -54,7 +55,7 @@ def read_fastmri(path, middle: bool = False) -> RawScan:
         mask=None if mask is None else _as_mask(mask, kspace.shape, path),
         support=_support(kspace, padding, header),
         header=header,
-        voxel_mm=None if header is None else header_voxel(header),
+        geometry=None if header is None else _geometry(header),
         acquisition=acquisition,
         patient=patient,
     )
@@ -101,6 +102,12 @@ def _support(kspace, padding, header):
             return None
     lines = (np.arange(width) >= padding[0]) & (np.arange(width) < padding[1])
     return lines if stated or (lines.any() and not kspace[..., ~lines].any()) else None
+
+
+def _geometry(header):
+    """Voxel sizes alone: no fastMRI header states where the slices lie."""
+    voxel = header_voxel(header)
+    return None if voxel is None or min(voxel) <= 0 else Geometry(voxel)
 
 
 def _acquisition(file):

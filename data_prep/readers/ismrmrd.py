@@ -57,7 +57,7 @@ def read_ismrmrd(path, encoding: int | None = None, repetitions: str = "separate
         noise=noise,
         reference=reference,
         header=scan.header(*kspace.shape[:2]),
-        voxel_mm=scan.voxel,
+        geometry=scan.geometry(lines.heads, header_text(xml, "measurementInformation", "sequenceName")),
         acquisition=public_text(header_text(xml, "measurementInformation", "protocolName"), identifiers(xml)),
         patient=patient_id(xml),
     )

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.readers.acquisitions import Grid, Lines, check_lines, is_calibration, is_imaging, make_grid
+from data_prep.readers.orientation import is_pulseq, place_slices
 from data_prep.readers.raw import encoding_header, public_header
 from data_prep.readers.volume import Cut, plan_cut
 from mrigsure.errors import InputError
 from mrigsure.fastmri_files import make_header
+from mrigsure.geometry import Geometry
+
+_DIRECTIONS = ("read_dir", "phase_dir", "slice_dir")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,22 @@ class Layout:
         axes, counts = (*self.cut.plane, self.cut.axis), (*self.plane, self.cut.depth)
         found = tuple(lengths[axis] / count for axis, count in zip(axes, counts, strict=True))
         return found if min(found) > 0 else None
+
+    def geometry(self, heads: np.ndarray, sequence: str) -> Geometry | None:
+        """Voxel sizes, and positions and directions where the headers of the file's lines, `heads`, state them.
+
+        sequence  the sequence's name
+        """
+        if self.voxel is None:
+            return None
+        if is_pulseq(sequence):
+            return Geometry(self.voxel)
+        first = heads[self.rows[np.unique(self.volume_of, return_index=True)[1]]]
+        system = self.document.acquisitionSystemInformation
+        siemens = system is not None and "siemens" in (system.systemVendor or "").lower()
+        axes = np.stack([first[name] for name in _DIRECTIONS], axis=1).astype(np.float64)
+        axes = -axes if siemens else axes
+        return place_slices(self.voxel, self.cut, self.depth, first["position"], axes, len(self.slices))
 
     def header(self, slices: int, coils: int) -> str | None:
         """The header with this encoding alone; in terms of H and W where they are not its own x and y."""

@@ -2,12 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from mrigsure.errors import InputError
+from mrigsure.geometry import Geometry
 
 _ISMRMRD = "http://www.ismrm.org/ISMRMRD"
 _KEPT_SECTIONS = ("acquisitionSystemInformation", "experimentalConditions", "encoding", "sequenceParameters")
@@ -37,7 +38,7 @@ class RawScan:
     outside      complex64 (coils, samples), of image rows that oversampling put outside the field of view, in the units
                  of kspace (see readout.outside_samples); or None
     header       ISMRMRD XML without anything about the patient, the study or the site, or None
-    voxel_mm     height, width, slice; or None
+    geometry     voxel sizes and, where the file states them, positions and directions of the slices; or None
     acquisition  the protocol's name, or ""
 
     patient      the patient's identifier where the file has one, else ""; in memory only, for the keyed hash of it
@@ -55,7 +56,7 @@ class RawScan:
     reference: np.ndarray | None = None
     outside: np.ndarray | None = None
     header: str | None = None
-    voxel_mm: tuple[float, float, float] | None = None
+    geometry: Geometry | None = None
     acquisition: str = ""
     patient: str = field(default="", repr=False)
 
@@ -69,11 +70,22 @@ class RawScan:
                 f"a mask of shape {self.mask.shape} for k-space {self.kspace.shape}",
                 f"a mask of shape {(width,)} or {(height, width)}",
             )
+        if self.geometry is not None and not self.geometry.fits(len(self.kspace)):
+            raise ValueError(f"positions of {len(self.geometry.positions)} slices for k-space {self.kspace.shape}")
         for name in ("kspace", "noise", "reference", "outside"):
             array = getattr(self, name)
             if array is not None and not np.isfinite(array.view(np.float32)).all():
                 bad = int((~np.isfinite(array)).sum())
                 raise InputError(self.source, f"NaN or infinity in {bad} samples of {name}", "finite numbers")
+
+    def part(self, slices: slice) -> "RawScan":
+        """Some of the slices; a view, no copy."""
+        return replace(
+            self,
+            kspace=self.kspace[slices],
+            reference=None if self.reference is None else self.reference[slices],
+            geometry=None if self.geometry is None else self.geometry.part(slices),
+        )
 
 
 def public_header(xml: str, source) -> str:

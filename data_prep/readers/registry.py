@@ -1,7 +1,6 @@
 """Which reader opens which file."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,7 @@ def read_middle_slice(path, mask_path=None, **options) -> RawScan:
     if suffix == ".h5" and not _has_lines(path, suffix):
         return read_fastmri(path, middle=True)
     raw = read_raw(path, mask_path, **options)
-    center = slice(len(raw.kspace) // 2, len(raw.kspace) // 2 + 1)
-    return replace(raw, kspace=raw.kspace[center], reference=None if raw.reference is None else raw.reference[center])
+    return raw.part(slice(len(raw.kspace) // 2, len(raw.kspace) // 2 + 1))
 
 
 def read_sampling(

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.readers import twix_lines
+from data_prep.readers.orientation import is_pulseq, place_slices
 from data_prep.readers.raw import RawScan, public_text
 from data_prep.readers.volume import Cut, cut_volume, plan_cut
 from data_prep.readout import outside_samples
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.fastmri_files import make_header
 from mrigsure.fourier import center_crop
+from mrigsure.geometry import Geometry
 from mrigsure.masks import calibration_region
 
 _ONE_EACH = {"cEco": "echoes", "cPhs": "phases", "cSet": "sets"}
@@ -70,7 +72,7 @@ def read_twix(path, repetitions: str = "separate") -> RawScan:
         reference=_reference(calibration, planes.shape, oversampling, cut, keep, path) if calibration else None,
         outside=outside,
         header=None if voxel is None else _header(header, planes, voxel),
-        voxel_mm=voxel,
+        geometry=None if voxel is None else _geometry(imaging, repetitions, voxel, cut, keep, protocol),
         acquisition=public_text(str(protocol.get("tProtocolName", "")), _identifiers(header)),
         patient=_patient(header),
     )
@@ -248,6 +250,13 @@ def _voxel(protocol, shape, cut):
         return None
     height, width = (lengths[axis] / shape[axis] for axis in cut.plane)
     return height, width, lengths[cut.axis] / cut.depth
+
+
+def _geometry(blocks, repetitions, voxel, cut, keep, protocol):
+    if is_pulseq(str(protocol.get("tSequenceFileName", ""))):
+        return Geometry(voxel)
+    centers, axes = twix_lines.slice_axes(blocks, twix_lines.make_grid(blocks, repetitions))
+    return place_slices(voxel, cut, min(keep, cut.depth), centers, axes, len({block.cSlc for block in blocks}))
 
 
 def _header(header, planes, voxel):

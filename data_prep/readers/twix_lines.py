@@ -15,6 +15,8 @@ from mrigsure.errors import InputError
 _DETERMINED = 0.5  # singular values: nearly all are 1 (measured) or 0 (not)
 _RESOLVED = 0.99  # share of a row that the measured modes explain
 _PARALLEL = 1e-3  # of the quaternions
+_UNIT = 1e-4  # by which the norm of a quaternion may miss 1
+_AXES = ("Sag", "Cor", "Tra")  # to the patient's left, back and head
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def spatial_order(blocks: Sequence) -> list[int]:
     """
     first = {block.cSlc: block.mdh.SliceData for block in reversed(blocks)}
     counters = sorted(first)
-    positions = np.array([[getattr(first[c].SlicePos, axis) for axis in ("Sag", "Cor", "Tra")] for c in counters])
+    positions = np.array([[getattr(first[c].SlicePos, axis) for axis in _AXES] for c in counters])
     turned = np.array([first[c].Quaternion for c in counters])
     along = positions - positions.mean(axis=0)
     direction = np.linalg.svd(along, full_matrices=False)[2][0]
@@ -67,6 +69,21 @@ def spatial_order(blocks: Sequence) -> list[int]:
     if np.ptp(turned, axis=0).max() > _PARALLEL or len(np.unique(depth.round(3))) < len(counters):
         return counters
     return [counters[index] for index in np.argsort(depth)]
+
+
+def slice_axes(blocks: Sequence, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Of every volume the centre (volumes, 3), mm, LPS, and the axes of readout, phase encoding and partitions
+    (volumes, 3, 3), as growing indices run after the inverse transform; 0 where they are not stated."""
+    from twixtools.geometry import quat_to_rotmat
+
+    first = {grid.slots[block.cRep, block.cSlc]: block.mdh.SliceData for block in reversed(blocks)}
+    centers, axes = np.zeros((len(first), 3)), np.zeros((len(first), 3, 3))
+    for volume, data in first.items():
+        centers[volume] = [getattr(data.SlicePos, axis) for axis in _AXES]
+        if abs(np.linalg.norm(data.Quaternion) - 1) < _UNIT:
+            phase, readout, slab = quat_to_rotmat(*data.Quaternion).T
+            axes[volume] = -readout, -phase, -slab  # orientation.py says why
+    return centers, axes
 
 
 def place(blocks: Sequence, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -71,6 +71,14 @@ def test_maps_agree_with_sigpys_espirit_in_the_body(make_kspace):
     assert _angle(sensitivity_maps(kspace, (64, 56))[0], theirs)[_body((64, 56))].max() < 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sets", [1, 2])
+def test_maps_of_a_gpu_agree_with_those_of_the_cpu(make_kspace, sets):
+    kspace = make_kspace(noise_std=0.02)
+    here, there = (sensitivity_maps(kspace, (24, 24), sets=sets, device=device) for device in ("cpu", "cuda"))
+    assert np.abs(there - here).max() < 1e-4
+
+
 @pytest.mark.parametrize("calibration", [(24, 24), (64, 12), (20, 56), (8, 24)])
 def test_maps_agree_with_the_truth_from_square_and_other_regions(make_kspace, make_maps, calibration):
     maps = sensitivity_maps(make_kspace(noise_std=0.02), calibration)[0]

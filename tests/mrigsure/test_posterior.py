@@ -125,6 +125,21 @@ def test_the_unperturbed_sampler_is_under_dispersed():
     assert variance_ratio(images, covariance) < 0.8
 
 
+def test_with_a_generator_each_draws_do_not_depend_on_the_batch():
+    prior = nonstationary_prior(8)
+    batch, _, _ = measurement(prior, 5)
+    sigmas = sigma_schedule(6, 20.0, SIGMA0 / 4)
+
+    def drawn(first, last):
+        part = ScanBatch(*(getattr(batch, key)[first:last] for key in batch.__dataclass_fields__))
+        rng = [generator(0, "draw", number) for number in range(first, last)]
+        return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng)
+
+    together = drawn(0, 5)
+    torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 3), drawn(3, 5)]), together, rtol=1e-8, atol=1e-8)
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
 def test_scalar_spread_is_a_little_too_wide():
     prior, _ = stationary_prior(8)
     images, _, covariance = draws_of(prior, ScalarSpread(signal=1.0), 16, 2000)

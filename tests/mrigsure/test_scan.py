@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mrigsure.errors import InputError
+from mrigsure.geometry import Geometry
 from mrigsure.phantoms import random_scan
 from mrigsure.scan import PreparedVolume, ScanSet, collate, kept_lines, read_prepared, write_prepared
 from mrigsure.seeds import generator
@@ -39,6 +40,19 @@ def test_round_trip(volume, tmp_path):
     assert read_prepared(tmp_path / "a.h5").target is None, "training must not see the truth"
     write_prepared(tmp_path / "b.h5", volume)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_where_the_slices_lie_is_kept_and_may_be_missing(volume, tmp_path):
+    positions = np.array([[0.0, 0, 5], [0, 0, 10]])
+    geometry = Geometry((1.0, 2.0, 4.0), positions, np.repeat(np.eye(3)[None], 2, 0))
+    write_prepared(tmp_path / "a.h5", replace(volume, geometry=geometry))
+    assert np.array_equal(ScanSet([tmp_path / "a.h5"]).volumes[0].geometry.positions, positions)
+    part = read_prepared(tmp_path / "a.h5", slice(1, 2)).geometry
+    assert part.voxel_mm == (1, 2, 4) and np.array_equal(part.positions, positions[1:])
+    write_prepared(tmp_path / "b.h5", volume)
+    assert read_prepared(tmp_path / "b.h5").geometry is None
+    with pytest.raises(ValueError, match="positions of 1 slices"):
+        replace(volume, geometry=geometry.part(slice(1)))
 
 
 def test_fastmri_opens_a_prepared_file_as_its_own(volume, tmp_path):

@@ -1,12 +1,15 @@
 """The same jobs, whoever does them: values, errors and warnings come back as data."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cloudpickle
 import pytest
 import torch
-from worker_jobs import job
+from worker_jobs import job, reporting_job
 
 from mrigsure import workers
 from mrigsure.errors import InputError
@@ -44,6 +47,20 @@ def test_local_workers_are_processes_of_their_own():
     found = outcomes(workers=2)
     check(found)
     assert os.getpid() not in {outcome.value[1] for outcome in found if outcome.value}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_jobs_report_is_heard_here(workers):
+    heard = []
+    with crew(settings(workers=workers)) as run:
+        jobs = [("a.h5", number) for number in range(3)]
+        found = dict(run(reporting_job, jobs, lambda number, share: heard.append((number, share))))
+        for _ in range(100):  # Dask's events are on their way
+            if len(heard) == 3:
+                break
+            time.sleep(0.05)
+    assert [found[number].value for number in range(3)] == [0, 1, 2]
+    assert sorted(heard) == [(0, 0.5), (1, 0.5), (2, 0.5)]
 
 
 def test_a_worker_of_another_version_does_nothing():
@@ -91,3 +108,31 @@ def test_workers_without_mrigsure_are_bad_input(monkeypatch):
     monkeypatch.setattr(workers, "_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="tcp://host:1: found workers without no_such_package .tcp://worker:1"):
         workers._check_workers(Client(), "tcp://host:1")
+
+
+_TOUCH = """
+import resource, sys, threading, torch
+from mrigsure.workers import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def touch():
+    for _ in range(20):
+        torch.ones(4_000_000)
+
+touch_in_thread = threading.Thread(target=touch)
+touch_in_thread.start()
+touch_in_thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_used_again_by_threads_too():
+    faults = [
+        int(subprocess.run([sys.executable, "-c", _TOUCH, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    ]
+    pages = 20 * 4 * 4_000_000 / 4096
+    assert faults[1] - faults[0] > 0.5 * pages

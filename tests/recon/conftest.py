@@ -61,7 +61,7 @@ def make_scan(shape=(48, 40), coils=4, pattern="random", acceleration=2.5, noise
     )
 
 
-def write_scan(path, scan: Scan, slices=1, scale=1.0, target=False):
+def write_scan(path, scan: Scan, slices=1, scale=1.0, target=False, geometry=None):
     """The scan as every slice of a prepared file, slice i being brighter by 1 + i / 10."""
     gains = (1 + np.arange(slices) / 10)[:, None, None, None]
     write_prepared(
@@ -75,6 +75,7 @@ def write_scan(path, scan: Scan, slices=1, scale=1.0, target=False):
             scale=scale,
             source="phantom",
             target=scan.target.numpy()[None] * gains[:, 0] if target else None,
+            geometry=geometry,
         ),
     )
     return path

@@ -11,6 +11,7 @@ from recon.baselines import (
     cg_sense,
     choose_lambda,
     l1_wavelet,
+    total_variation,
     zero_filled,
 )
 
@@ -56,12 +57,24 @@ def test_l1_wavelet_is_sigpys(make_scan):
     assert np.linalg.norm(l1_wavelet(scan, lam).numpy() - expected) < 5e-3 * np.linalg.norm(expected)
 
 
-def test_l1_wavelet_draws_nothing(make_scan):
+@pytest.mark.parametrize("lam", [0.005, 0.05])
+def test_total_variation_is_what_another_solver_finds(make_scan, lam):
+    from sigpy.mri.app import TotalVariationRecon
+
     scan = make_scan()
-    assert torch.equal(l1_wavelet(scan, 0.01, iterations=3), l1_wavelet(scan, 0.01, iterations=3))
+    kspace, sens_maps, mask = scan.kspace.numpy(), scan.sens_maps.numpy(), scan.mask.numpy()
+    options = {"solver": "ADMM", "rho": 0.1, "max_cg_iter": 5, "max_iter": 80}
+    expected = TotalVariationRecon(kspace, sens_maps, lam, weights=mask, show_pbar=False, **options).run()
+    assert np.linalg.norm(total_variation(scan, lam).numpy() - expected) < 1e-2 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("method", ["cg-sense", "l1-wavelet"])
+@pytest.mark.parametrize("method", [l1_wavelet, total_variation])
+def test_iterative_baselines_draw_nothing(make_scan, method):
+    scan = make_scan()
+    assert torch.equal(method(scan, 0.01, iterations=3), method(scan, 0.01, iterations=3))
+
+
+@pytest.mark.parametrize("method", ["cg-sense", "l1-wavelet", "tv"])
 @pytest.mark.parametrize("noise_std", [0.02, 0.06])
 def test_lambda_without_truth_is_within_half_a_decibel_of_the_best(make_scan, method, noise_std):
     scan = make_scan(noise_std=noise_std)

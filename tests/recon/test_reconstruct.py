@@ -1,18 +1,22 @@
 """`reconstruct` undoes the scale, repeats with its seed, resumes, and leaves nothing behind where it fails."""
 
 import json
+import warnings
+from typing import get_args, get_type_hints
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from mrigsure.errors import InputError
+from mrigsure.cli import main
+from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.scan import ScanSet
 from mrigsure.settings import ReconstructSettings
 from recon.baselines import zero_filled
 from recon.reconstruct import reconstruct, reconstruct_scans
 from recon.reconstruction import read_reconstruction
+from recon.samplers import SAMPLERS
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,7 @@ def scans(tmp_path, make_scan, write_scan):
 
 
 def _settings(scans, out, **changes):
-    return ReconstructSettings([str(scans)], str(out), **{"samples": 3, "levels": 4, "batch": 4} | changes)
+    return ReconstructSettings([str(scans)], str(out), **{"samples": 3, "nfe": 8, "batch": 4} | changes)
 
 
 def test_zero_filled_is_the_adjoint_in_raw_units(scans, tmp_path):
@@ -45,7 +49,7 @@ def test_zero_filled_is_the_adjoint_in_raw_units(scans, tmp_path):
         assert file.attrs["method"] == "zero-filled"
 
 
-@pytest.mark.parametrize("method", ["posterior", "cg-sense", "l1-wavelet"])
+@pytest.mark.parametrize("method", ["posterior", "cg-sense", "l1-wavelet", "tv"])
 def test_raw_data_a_thousand_times_brighter_gives_images_a_thousand_times_brighter(
     tmp_path, make_scan, write_scan, method
 ):
@@ -69,14 +73,13 @@ def test_mean_and_spread_are_those_of_the_draws(scans, tmp_path):
     assert result.std.min() > 0
     record = result.record
     assert (record["prior"], record["prior_sha256"]) == ("gaussian", "0" * 64)
-    assert (record["samples"], record["levels"]) == (3, 4)
-    assert record["nfe"] == 8  # two network evaluations a level
+    assert (record["samples"], record["nfe"], record["sampler"]) == (3, 8, "default")
     assert record["scan"] == "scan1.h5"
 
 
 def test_the_posterior_of_a_gaussian_prior_is_the_regularised_solve(make_scan, gaussian_prior):
     scan = make_scan(noise_std=0.05)
-    result = reconstruct_scans([scan], "posterior", gaussian_prior, samples=16, levels=16)
+    result = reconstruct_scans([scan], "posterior", gaussian_prior, samples=16, nfe=32)
     batch = scan.batch()
     shift = torch.tensor([scan.noise_std**2 / 0.5**2])
     exact = batch.operator.solve(batch.operator.adjoint(batch.kspace), shift)[0].numpy()
@@ -102,10 +105,10 @@ def test_resuming_makes_only_what_is_missing_or_was_made_otherwise(scans, tmp_pa
     reconstruct(_settings(scans, tmp_path / "out"))
     assert first.stat().st_mtime_ns == stamps[0]
     assert second.read_bytes() == whole
-    reconstruct(_settings(scans, tmp_path / "out", levels=5))
-    assert json.loads(read_reconstruction(first).record["parameters"])["levels"] == 5
+    reconstruct(_settings(scans, tmp_path / "out", nfe=10))
+    assert json.loads(read_reconstruction(first).record["parameters"])["nfe"] == 10
     again = first.stat().st_mtime_ns
-    reconstruct(_settings(scans, tmp_path / "out", levels=5, overwrite=True))
+    reconstruct(_settings(scans, tmp_path / "out", nfe=10, overwrite=True))
     assert first.stat().st_mtime_ns > again
 
 
@@ -142,6 +145,74 @@ def test_a_bad_scan_is_named_and_leaves_nothing(tmp_path, make_scan, write_scan,
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.fixture
+def one_of_three_is_bad(scans, make_scan, write_scan):
+    """The folder with a scan between the two that holds a NaN."""
+    with h5py.File(write_scan(scans / "scan00.h5", make_scan()), "r+") as file:
+        file["kspace"][0, 0, 0, 0] = np.nan
+    return scans
+
+
+def test_a_bad_scan_among_others_is_skipped_reported_and_gives_status_1(one_of_three_is_bad, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["reconstruct", str(one_of_three_is_bad), "--out", str(out), "--samples", "2", "--nfe", "6"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "scan00.h5: found NaN or infinity in kspace; expected finite numbers; skipped" in error
+    assert "1 of 3 files could not be reconstructed" in error
+    assert sorted(path.name for path in out.glob("*.h5")) == ["scan0.h5", "scan1.h5"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["done"], manifest["failed"]) == (2, 1)
+    assert [entry["status"] for entry in manifest["files"]] == ["done", "failed", "done"]
+    assert "finite numbers" in manifest["files"][1]["error"] and str(tmp_path) not in json.dumps(manifest)
+    assert manifest["files"][0] | {"slices": 2, "samples": 2, "nfe": 6, "matrix": [48, 40]} == manifest["files"][0]
+
+
+def test_an_internal_error_of_one_file_stops_no_other(scans, tmp_path, monkeypatch):
+    def broken(scan, prior):
+        if scan.name.startswith("scan0"):
+            raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("recon.volume.warn_if_unlike_training", broken)
+    with warnings.catch_warnings(), pytest.raises(PartialFailure, match="1 of 2"):
+        warnings.simplefilter("ignore")
+        reconstruct(_settings(scans, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").glob("*.h5")] == ["scan1.h5"]
+
+
+def test_a_missing_prior_stops_at_once_with_status_2(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()  # the shipped prior's stand-in
+    words = ["reconstruct", str(scans), "--out", str(tmp_path / "out"), "--prior", str(tmp_path / "none")]
+    assert main(words) == 2
+    assert "none: found no config.json and no model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_warnings_are_kept_in_the_file_and_the_manifest_and_said_again_to_the_user(tmp_path, make_scan, write_scan):
+    path = write_scan(tmp_path / "scan.h5", make_scan(noise_std=0.3))
+    with pytest.warns(ScanWarning, match="noise 0.3"):
+        (output,) = reconstruct(_settings(path, tmp_path / "out"))
+    (text,) = json.loads(read_reconstruction(output).record["warnings"])
+    (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
+    assert entry["warnings"] == [text] and text.startswith("scan#0: noise 0.3")
+
+
+def test_the_manifest_is_the_same_after_a_resumed_run(scans, tmp_path):
+    _, second = reconstruct(_settings(scans, tmp_path / "out"))
+    whole = (tmp_path / "out" / "manifest.json").read_bytes()
+    second.unlink()
+    reconstruct(_settings(scans, tmp_path / "out"))
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == whole
+
+
+def test_the_samplers_that_can_be_asked_for_are_those_there_are(make_scan, gaussian_prior):
+    asked = get_args(get_type_hints(ReconstructSettings)["sampler"])
+    assert asked == tuple(SAMPLERS)
+    options = {"model": gaussian_prior, "samples": 1, "nfe": 6}
+    images = [reconstruct_scans([make_scan()], sampler=name, **options).image for name in asked[:3]]
+    assert not np.allclose(images[0], images[1]) and not np.allclose(images[1], images[2])
+
+
 def test_the_scans_own_folder_is_refused(scans):
     before = (scans / "scan0.h5").read_bytes()
     with pytest.raises(InputError, match="another output folder"):
@@ -151,16 +222,14 @@ def test_the_scans_own_folder_is_refused(scans):
 
 def test_progress_ends_at_all(make_scan, gaussian_prior):
     shares = []
-    reconstruct_scans(
-        [make_scan()] * 3, "posterior", gaussian_prior, samples=2, levels=3, batch=4, progress=shares.append
-    )
+    reconstruct_scans([make_scan()] * 3, "posterior", gaussian_prior, samples=2, nfe=6, batch=4, progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
 
 def test_files_draw_different_random_numbers(make_scan, gaussian_prior):
     one, other = (
-        reconstruct_scans([make_scan()], "posterior", gaussian_prior, samples=1, levels=3, name=name)
+        reconstruct_scans([make_scan()], "posterior", gaussian_prior, samples=1, nfe=6, name=name)
         for name in ("one", "other")
     )
     assert not np.array_equal(one.image, other.image)

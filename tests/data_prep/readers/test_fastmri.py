@@ -17,7 +17,7 @@ def test_multicoil_file_reads_back_identical(tmp_path, make_kspace):
     raw = read_raw(path)
     assert np.array_equal(raw.kspace, kspace * mask)
     assert np.array_equal(raw.mask, mask)
-    assert raw.voxel_mm == pytest.approx((2.0, 2.5, 4.0))
+    assert raw.geometry.voxel_mm == pytest.approx((2.0, 2.5, 4.0))
     stated, shape = read_sampling(path)
     assert np.array_equal(stated, mask) and shape == (64, 56)
 
@@ -78,7 +78,7 @@ def test_every_variety_of_the_data_set_is_read(tmp_path, make_kspace, anatomy, c
     assert raw.acquisition == {"brain": "AXT2", "knee": "CORPD_FBK"}[anatomy]
     assert raw.patient == "1a2b" and "1a2b" not in repr(raw)
     assert np.flatnonzero(raw.support).tolist() == list(range(3, 51))
-    assert raw.voxel_mm == (2.0, 2.0, 4.0)
+    assert raw.geometry.voxel_mm == (2.0, 2.0, 4.0)
     stated, shape = read_sampling(path)
     assert shape == (64, 56)
     assert (stated is None and raw.mask is None) if split == "train" else np.array_equal(stated, mask)
@@ -121,7 +121,7 @@ def test_nothing_about_the_patient_but_the_identifier_is_read(tmp_path, make_ksp
     assert "Doe" not in kept and "P-17" not in kept
     assert raw.patient == "P-17" and "P-17" not in repr(raw)
     assert "2020" not in raw.header
-    assert raw.voxel_mm == pytest.approx((2.0, 2.0, 4.0))
+    assert raw.geometry.voxel_mm == pytest.approx((2.0, 2.0, 4.0))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_lines_and_slices_come_back_to_the_bit(write, kspace, name):
     raw = read_raw(path)
     assert np.array_equal(raw.kspace, kspace)
     assert raw.mask.all() and raw.mask.shape == (24,) and raw.support is None
-    assert raw.voxel_mm == (8.0, 8.0, 5.0)
+    assert raw.geometry.voxel_mm == (8.0, 8.0, 5.0)
 
 
 def test_sampling_is_told_without_reading_a_line(write, kspace, monkeypatch):
@@ -128,7 +128,7 @@ def test_center_not_stated_is_the_middle_and_a_tight_matrix_grows(write, kspace)
     assert np.array_equal(read_raw(write(mrd_lines(kspace, center=0))).kspace, kspace)
     raw = read_raw(write(mrd_lines(kspace), mrd_encoding((32, 20, 1), limits={1: (0, 23, 12)})))
     assert np.array_equal(raw.kspace, kspace)
-    assert raw.voxel_mm == (8.0, 8.0, 5.0) and header_space(raw.header, "encodedSpace")[0][:2] == SHAPE
+    assert raw.geometry.voxel_mm == (8.0, 8.0, 5.0) and header_space(raw.header, "encodedSpace")[0][:2] == SHAPE
 
 
 def test_asymmetric_echo_and_discarded_samples_are_out_of_the_mask(write, kspace):
@@ -220,9 +220,9 @@ def test_3d_scan_is_cut_along_its_whole_axis(write, whole):
     assert np.allclose(raw.kspace, expected, atol=1e-6)
     mask = {"z": sampled[:, 0], "y": sampled[0], "x": sampled}[whole]
     assert np.array_equal(raw.mask, mask)
-    assert raw.voxel_mm == {"z": (10, 11, 12), "y": (10, 12, 11), "x": (11, 12, 10)}[whole]
+    assert raw.geometry.voxel_mm == {"z": (10, 11, 12), "y": (10, 12, 11), "x": (11, 12, 10)}[whole]
     matrix, lengths = header_space(raw.header, "encodedSpace")
-    assert matrix[:2] == expected.shape[-2:] and np.allclose(np.divide(lengths, matrix), raw.voxel_mm)
+    assert matrix[:2] == expected.shape[-2:] and np.allclose(np.divide(lengths, matrix), raw.geometry.voxel_mm)
     assert header_space(raw.header, "reconSpace")[0][:2] == expected.shape[-2:]
     stated, shape = read_sampling(path)
     assert np.array_equal(stated, mask) and shape == expected.shape[-2:]
@@ -239,7 +239,7 @@ def test_slices_outside_the_image_and_padded_partitions_are_left_out(write):
     )
     raw = read_raw(write(volume_lines(volume, np.ones((10, 8), bool)), encoding))
     assert np.allclose(raw.kspace, inverse(volume, 3).transpose(3, 0, 1, 2)[2:6], atol=1e-6)
-    assert raw.voxel_mm == (10, 11, 12)
+    assert raw.geometry.voxel_mm == (10, 11, 12)
     assert header_space(raw.header, "reconSpace")[0][:2] == (6, 10)
 
     sampled = np.random.default_rng(1).uniform(size=(10, 8)) < 0.5

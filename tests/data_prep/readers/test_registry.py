@@ -32,6 +32,6 @@ def test_every_real_file_is_read(shared_data):
         "phantom_32ch_ve11.dat": (1, 32, 64, 64),
     }
     twix = read_raw(shared_data / "raw" / "brain_16ch_flash_xa61.dat")
-    assert twix.voxel_mm == (2.0, 2.0, 3.0)
+    assert twix.geometry.voxel_mm == (2.0, 2.0, 3.0)
     power = (np.abs(twix.kspace[0]) ** 2).sum(axis=0)
     assert np.abs(np.subtract(np.unravel_index(power.argmax(), power.shape), 64)).max() <= 2
