@@ -1,7 +1,15 @@
-"""Augmentation of the images that training learns from: what it does to an image leaves it plausible."""
+"""Augmentation of the images and scans that training learns from: what it does to an image leaves it plausible.
+
+A scan is augmented by doing to its maps, k-space and mask what turns its image: with k = 0 and x = 0 at n // 2 a mirror
+image has the mirrored k-space, and a conjugate one the mirrored conjugate. Its noise stays white.
+"""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from mrigsure.scan import Scan
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -15,6 +23,35 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
         image = image.flip(1) if flip_columns else image
         out.append(image.conj().resolve_conj() if conjugate else image)
     return torch.stack(out)
+
+
+def augment_scan(scan: Scan, rng: torch.Generator) -> Scan:
+    """A global phase, conjugation and flips of the image of `scan`."""
+    angle = 2 * torch.pi * torch.rand((), generator=rng)
+    phase = torch.polar(torch.ones(()), angle)
+    flip_rows, flip_columns, conjugate = (torch.rand(3, generator=rng) < 0.5).tolist()
+    axes = [axis for axis, flipped in ((-2, flip_rows), (-1, flip_columns)) if flipped]
+    opposite = [axis for axis in (-2, -1) if (axis in axes) != conjugate]  # conjugation mirrors k-space once more
+    kspace, maps, target = phase * scan.kspace, scan.sens_maps, scan.target
+    target = None if target is None else phase * target
+    if conjugate:
+        kspace, maps = kspace.conj().resolve_conj(), maps.conj().resolve_conj()
+        target = None if target is None else target.conj().resolve_conj()
+    return replace(
+        scan,
+        kspace=_mirror(kspace, opposite),
+        mask=_mirror(scan.mask, opposite),
+        density=_mirror(scan.density, opposite),
+        sens_maps=_mirror(maps, axes),
+        target=None if target is None else _mirror(target, axes),
+    )
+
+
+def _mirror(array, axes):
+    """i -> -i on each of the axes, counted from n // 2."""
+    for axis in axes:
+        array = array.flip(axis).roll(1 - array.shape[axis] % 2, axis)
+    return array
 
 
 def random_crop(images: Tensor, side: int, rng: torch.Generator) -> Tensor:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from mrigsure.archive import Archive
-from mrigsure.augment import augment, random_crop
+from mrigsure.augment import augment, augment_scan, random_crop
 from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
 from mrigsure.objectives import Denoise, denoising, gsure, split_gsure
 from mrigsure.scan import SIGMA_DATA, ScanBatch, collate
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
+from mrigsure.tweedie import ambient_tweedie
+
+_ABOVE = 1.02  # of sigma0: as near to it as objectives without a split come
 
 
 def pick_batch(
@@ -34,8 +37,9 @@ def pick_batch(
     if refining:
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
         return torch.stack([chains[i][k] for i, k in zip(picks, which, strict=True)])
-    chosen = [scans[i] for i in picks]
-    return torch.stack([scan.target for scan in chosen]) if settings.objective == "supervised" else collate(chosen)
+    if settings.objective == "supervised":
+        return torch.stack([scans[i].target for i in picks])
+    return collate([augment_scan(scans[i], rng) for i in picks])
 
 
 def scan_losses(
@@ -59,23 +63,28 @@ def scan_losses(
         sigma = draw_sigma(torch.full((len(images),), lowest_refined), settings.sigma_max, rng).to(device)
         loss = denoising(denoise, images, sigma, noise)
     else:
-        sigma = draw_sigma(lowest_first_stage(settings, batch.sigma0), settings.sigma_max, rng).to(device)
+        lowest = lowest_first_stage(settings, batch.sigma0)
+        if settings.objective == "tweedie" and names[1] < settings.steps // 2:
+            lowest = batch.sigma0 * _ABOVE  # what lies below follows from what the data teach here
+        sigma = draw_sigma(lowest, settings.sigma_max, rng).to(device)
         loss = _first_stage(settings, denoise, batch.to(device), sigma, noise)
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 
 def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:
     """The least level that the first stage can be trained at, for scans of noise `sigma0`."""
-    if settings.objective == "supervised":
+    if settings.objective in ("supervised", "tweedie"):
         return sigma0 / 4
     if _input(settings) == "solve":
         return lowest_solve_sigma(sigma0)
     # the target of split GSURE has twice the data's variance there; Hutchinson's form needs only sigma > sigma0
-    return sigma0 * (2**0.5 if settings.objective in ("split", "heldout") else 1.02)
+    return sigma0 * (2**0.5 if settings.objective in ("split", "heldout") else _ABOVE)
 
 
 def _first_stage(settings, denoise, batch, sigma, noise):
     diffuse = {"solve": perturb_and_solve, "adjoint": diffuse_adjoint}[_input(settings)]
+    if settings.objective == "tweedie":
+        return ambient_tweedie(denoise, batch, sigma, noise)
     if settings.objective in ("gsure", "denoised"):
         return gsure(denoise, batch, sigma, noise, diffuse=diffuse)
     most = settings.delta if settings.objective == "heldout" else (0.0, 0.0)

@@ -154,6 +154,7 @@ class TrainSettings:
         out: folder of the prior
         objective: of the first stage. heldout: split GSURE with held-out lines; split: without; gsure: by Hutchinson's
             divergence (Kawar et al.); denoised: GSURE-denoise fully sampled noisy scans, then learn from those images;
+            tweedie: of such scans too, by consistency below their noise instead of refinement (Daras et al.);
             supervised: learn from the clean targets in the prepared files, for studies
         input: of the first stage. solve: perturb-and-solve; adjoint: the zero-filled image, which denoised always takes
         start: network, or gaussian to skip the first stage: the first draws come from a Gaussian fitted by
@@ -193,7 +194,7 @@ class TrainSettings:
 
     prepared: list[str]
     out: str
-    objective: Literal["heldout", "split", "gsure", "denoised", "supervised"] = "heldout"
+    objective: Literal["heldout", "split", "gsure", "denoised", "tweedie", "supervised"] = "heldout"
     input: Literal["solve", "adjoint"] = "solve"
     start: Literal["network", "gaussian"] = "network"
     steps: int = 3000
@@ -240,8 +241,8 @@ class TrainSettings:
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)
         _within(self, 1, "sigma_max")
-        if self.objective == "supervised" and self.rounds:
-            raise InputError("--rounds", str(self.rounds), "0 with --objective supervised, which has nothing to draw")
+        if self.objective in ("supervised", "tweedie") and self.rounds:
+            raise InputError("--rounds", str(self.rounds), f"0 with --objective {self.objective}, which needs no draws")
         if self.compile and self.objective in ("gsure", "denoised"):
             raise InputError(
                 "--compile",

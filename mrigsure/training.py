@@ -67,8 +67,8 @@ def train(settings: TrainSettings) -> Path:
     archive = open_archive(
         settings.prepared, settings.validation, settings.seed, targets=settings.objective == "supervised"
     )
-    if settings.objective == "denoised":
-        _refuse_undersampled(archive)
+    if settings.objective in ("denoised", "tweedie"):
+        _refuse_undersampled(archive, settings.objective)
     trainer = Trainer(settings, archive, accelerator)
     if settings.resume and checkpoint.exists():
         trainer.load_checkpoint()
@@ -445,11 +445,11 @@ class Trainer:
         say(f"resumed at round {self.round}, update {self.updates}")
 
 
-def _refuse_undersampled(archive):
+def _refuse_undersampled(archive, objective):
     for volume in archive.scans.volumes:
         if not volume.mask.all():
             found = f"{volume.mask.mean():.0%} of k-space sampled"
-            raise InputError(volume.path, found, "fully sampled scans for --objective denoised")
+            raise InputError(volume.path, found, f"fully sampled scans for --objective {objective}")
 
 
 def _lost_bands(figures, before) -> tuple[int, ...]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.errors import InputError
+from mrigsure.operators import conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
 from mrigsure.seeds import complex_noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+_TOLERANCE, _MOST_STEPS = 1e-5, 100  # of a data solve under a point mask
 
 
 def levels(batch: ScanBatch, nfe: int, sigma_max: float, sigma_min: float) -> Iterator[tuple[float, float]]:
@@ -86,6 +88,16 @@ def proximal(batch: ScanBatch, kspace: Tensor, x0: Tensor, variance: float) -> T
     """argmin_v ||A v - y||^2 / sigma0^2 + ||v - x0||^2 / variance = x0 + (T + sigma0^2 / variance)^-1 A^H (y - A x0).
 
     With y + sigma0 n1 and x0 + sqrt(variance) n2 in place of y and x0 it is a draw of
-    N(proximal, (T / sigma0^2 + 1 / variance)^-1).
+    N(proximal, (T / sigma0^2 + 1 / variance)^-1). Direct for line masks, by conjugate gradients from x0 for others; at
+    high levels these are too ill-conditioned to end, and directions that the data hardly sees keep x0, as they should.
     """
-    return x0 + batch.operator.solve(data_residual(batch, kspace, x0), batch.sigma0.square() / variance)
+    residual, shift = data_residual(batch, kspace, x0), batch.sigma0.square() / variance
+    if batch.operator.is_line_mask:
+        return x0 + batch.operator.solve(residual, shift)
+    return x0 + conjugate_gradients(
+        lambda v: batch.operator.normal(v) + shift[:, None, None] * v,
+        residual,
+        tolerance=_TOLERANCE,
+        max_iterations=_MOST_STEPS,
+        strict=False,
+    )

@@ -1,8 +1,11 @@
-"""Augmentation turns images without changing their pixels' magnitudes, and crops by chance."""
+"""Augmentation turns images without changing their pixels' magnitudes, scans with them, and crops by chance."""
 
+import numpy as np
+import pytest
 import torch
 
-from mrigsure.augment import augment, random_crop
+from mrigsure.augment import augment, augment_scan, random_crop
+from mrigsure.phantoms import random_scan
 from mrigsure.seeds import complex_noise, generator
 
 
@@ -23,6 +26,24 @@ def test_magnitudes_are_only_moved_and_every_image_is_turned_by_itself():
 
 def _one_phase(ratio):
     return bool((ratio - ratio[0, 0]).abs().max() < 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (13, 9), (16, 11)])
+def test_a_scan_is_turned_as_its_image_is(shape):
+    scan = random_scan(np.random.default_rng(3), shape, coils=3, noise=0.0)
+    kinds = set()
+    for seed in range(40):
+        turned = augment_scan(scan, generator(seed))
+        expected = turned.mask * turned.batch().operator.coil_kspace(turned.target[None])[0]
+        assert torch.allclose(turned.kspace, expected, atol=1e-5)
+        assert torch.equal(turned.mask[:, 0] > 0, scan.mask[:, 0] > 0) and turned.mask.sum() == scan.mask.sum()
+        assert torch.allclose(turned.density[turned.mask > 0].sum(), scan.density[scan.mask > 0].sum())
+        magnitude = turned.target.abs()
+        assert magnitude.sum() == pytest.approx(float(scan.target.abs().sum()), rel=1e-5)
+        kinds.add(tuple(magnitude.mul(1e3).round().flatten().tolist()))
+        kinds.add(("mask", *turned.mask[0].tolist()))
+    assert len([kind for kind in kinds if kind[0] == "mask"]) == 2, "the line mask comes as it is and mirrored"
+    assert len([kind for kind in kinds if kind[0] != "mask"]) == 4, "four mirror images"
 
 
 def test_crops_are_windows_of_the_side_asked_for_or_the_whole_axis():

@@ -108,6 +108,28 @@ def test_denoised_learns_from_the_denoised_images_of_fully_sampled_scans_alone(f
         train(settings(tiny_scans, tmp_path / "other", **options))
 
 
+def test_tweedie_learns_above_the_noise_first_and_then_down_to_a_quarter_of_it(
+    full_scans, tiny_scans, tmp_path, brief, monkeypatch
+):
+    seen, plain = [], losses.ambient_tweedie
+
+    def heard(denoise, batch, sigma, rng):
+        seen.append(sigma / batch.sigma0)
+        return plain(denoise, batch, sigma, rng)
+
+    monkeypatch.setattr(losses, "ambient_tweedie", heard)
+    options = dict(objective="tweedie", rounds=0, steps=12, batch_size=4)
+    prior = load_prior(train(settings(full_scans, tmp_path / "prior", **options)))
+    first, second = torch.cat(seen[:6]), torch.cat(seen[6:])
+    assert len(seen) == 12 and first.min() >= 1.02 - 1e-6
+    assert 0.25 - 1e-6 <= second.min() < 1
+    assert prior.config.sigma_min == pytest.approx(open_archive([str(full_scans)], 0.1, 0).record["noise_std"][0] / 4)
+    with pytest.raises(InputError, match="expected fully sampled scans for --objective tweedie"):
+        train(settings(tiny_scans, tmp_path / "other", **options))
+    with pytest.raises(InputError, match="--rounds"):
+        settings(full_scans, tmp_path, objective="tweedie", rounds=1)
+
+
 # --- rounds ---
 
 

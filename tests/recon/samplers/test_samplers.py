@@ -13,7 +13,7 @@ from mrigsure.fourier import fft2c, ifft2c
 from mrigsure.scan import Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
 from recon.samplers import SAMPLERS, default_sampler, draws
-from recon.samplers.common import ancestral, proximal, renoised
+from recon.samplers.common import ancestral, isotropic_variance, proximal, renoised
 from recon.samplers.dps import dps_step
 from recon.samplers.mmps import gmres, guided_mean
 from recon.samplers.pigdm import pigdm_step
@@ -141,6 +141,24 @@ def test_gmres_solves_a_system_that_is_neither_symmetric_nor_definite():
     assert torch.equal(gmres(operator, torch.zeros_like(truth), 6, 1e-12), torch.zeros_like(truth))
 
 
+def test_two_levels_of_daps_have_the_variance_that_dense_algebra_gives():
+    """Each draws exactly from N(x; f(x_sigma), r^2) N(y; A x, sigma0^2), and then adds the following level's noise."""
+    batch, count = scan_batch(), 2000
+    normal = batch.operator.normal(units()).flatten(1).T
+    state, sigmas = 1.0 * torch.eye(SIZE**2, dtype=torch.complex128), (1.0, 0.5)
+    for sigma, following in zip(sigmas, (0.5, 0.0), strict=True):
+        variance = isotropic_variance(sigma)
+        inner = torch.linalg.inv(normal / SIGMA0**2 + torch.eye(SIZE**2) / variance)
+        gain = inner @ WIENER(units(), torch.tensor([sigma])).flatten(1).T / variance
+        drawn = inner + gain @ state @ gain.mH
+        state = drawn + following**2 * torch.eye(SIZE**2)
+    options = dict(nfe=2, sigma_max=sigmas[0], sigma_min=sigmas[1], generator=generator(0, "daps"))
+    images = SAMPLERS["daps"](WIENER, repeated(batch, count), **options).flatten(1)
+    modes = (images - images.mean(0)).T
+    ratio = (torch.linalg.inv(drawn) @ modes @ modes.mH).diagonal().real.mean() / (2 * count)
+    assert ratio == pytest.approx(1, abs=0.02)
+
+
 def test_the_proximal_step_with_perturbations_has_its_covariance():
     batch, variance = scan_batch(), 0.3
     dense = torch.linalg.inv(batch.operator.normal(units()).flatten(1).T / SIGMA0**2 + torch.eye(SIZE**2) / variance)
@@ -149,6 +167,17 @@ def test_the_proximal_step_with_perturbations_has_its_covariance():
     image = variance**0.5 * complex_noise((4000, SIZE, SIZE), rng, torch.complex128)
     drawn = proximal(many, noise, image, variance).flatten(1)
     assert (drawn.T @ drawn.conj() / 8000 - dense).norm() < 0.2 * dense.norm()
+
+
+def test_the_proximal_step_ends_at_high_levels_under_point_masks(make_scan):
+    """A condition at which the strict solve gives up: the data is met to its noise, and nothing is raised."""
+    scan = make_scan((64, 48), 6, "points", 4, 0.02)
+    batch, start = scan.batch(), torch.zeros(1, 64, 48, dtype=torch.complex64)
+    with pytest.raises(ArithmeticError):
+        batch.operator.solve(batch.operator.adjoint(batch.kspace), batch.sigma0.square() / 20.0**2)
+    image = proximal(batch, batch.kspace, start, 20.0**2)
+    misfit = (batch.operator.forward(image) - batch.kspace).abs().square().sum() / (2 * scan.noise_std**2)
+    assert misfit < scan.mask.sum() * len(scan.kspace)
 
 
 def single(batch):
