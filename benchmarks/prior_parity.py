@@ -47,8 +47,8 @@ ARMS = {
     "gsure": {"objective": "gsure", "input": "adjoint"},
     "split": {"objective": "split", "input": "adjoint"},
     "heldout": {"objective": "heldout", "input": "adjoint"},
-    "solve": {"objective": "heldout", "input": "solve"},
-    "gaussian": {"start": "gaussian"},
+    "solve": {"objective": "heldout", "input": "solve", "anchor": 0.25},
+    "gaussian": {"start": "gaussian", "anchor": 0.25},
     "oracle": {"objective": "supervised"},
 }
 SIZE = {"phantom": 64, "real": 128, "tiny": 32}

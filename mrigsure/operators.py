@@ -41,10 +41,12 @@ class SenseOperator:
         """
         coils = self._coil_images(image)
         if self.is_line_mask:
-            coils = torch.fft.ifft(self._shifted_mask[..., :1, :] * torch.fft.fft(coils))
-        else:
-            coils = torch.fft.ifft2(self._shifted_mask * torch.fft.fft2(coils))
-        return self._combine(coils)
+            kspace = torch.fft.fft(coils)
+            kspace *= self._shifted_mask[..., :1, :]  # in place: most of the time goes to memory
+            return self._combine(torch.fft.ifft(kspace))
+        kspace = torch.fft.fft2(coils)
+        kspace *= self._shifted_mask
+        return self._combine(torch.fft.ifft2(kspace))
 
     def coil_kspace(self, image: Tensor) -> Tensor:
         """F S, the full k-space of every coil: (batch, H, W) -> (batch, coil, H, W)."""
@@ -70,6 +72,11 @@ class SenseOperator:
         """Make many solves with different shifts cheap: diagonalise the row matrices once. Line masks only."""
         if self.is_line_mask:
             self._eigen = torch.linalg.eigh(self.row_matrices)
+
+    @cached_property
+    def _conjugate_maps(self) -> Tensor:
+        """Written out: a product with a lazy conjugate takes twice as long."""
+        return self.sens_maps.conj().resolve_conj()
 
     @cached_property
     def _shifted_mask(self) -> Tensor:
@@ -105,7 +112,7 @@ class SenseOperator:
 
     def _combine(self, coil_images):
         """S^H."""
-        return (self.sens_maps.conj() * (coil_images[:, None] if self.has_sets else coil_images)).sum(-3)
+        return (self._conjugate_maps * (coil_images[:, None] if self.has_sets else coil_images)).sum(-3)
 
     def _to_rows(self, image):
         """(batch, [set,] H, W) -> (batch, H, [set *] W, 1)."""
@@ -132,10 +139,10 @@ def conjugate_gradients(
     `precondition` approximates the operator's inverse. Where `max_iterations` do not reach the tolerance, raises
     ArithmeticError, or, if not `strict`, returns how far they came.
     """
-    dims = tuple(range(1, rhs.ndim))
-
     def inner(a, b):
-        return (a.conj() * b).real.sum(dims, keepdim=True)
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (rhs.ndim - 1))
 
     x = torch.zeros_like(rhs) if start is None else start.clone()
     residual = rhs - operator(x) if start is not None else rhs.clone()

@@ -15,6 +15,7 @@ prior that is not yet defined below. With R = L L^H the solve is xh = x0 + L w,
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mrigsure.denoiser import Prior
 from mrigsure.diffusion import sigma_schedule
-from mrigsure.fourier import fft2c, filtered, radial_bands, radius
+from mrigsure.fourier import fft2c, radial_bands, radius
 from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
 from mrigsure.seeds import Randomness, complex_noise, some
@@ -36,14 +37,14 @@ _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread
 
 
 class Factor(Protocol):
-    """L with R = L L^H, acting on complex images (batch, H, W)."""
+    """L with R = L L^H, from white coefficients in any orthonormal basis to images; both complex (batch, H, W)."""
 
-    def apply(self, image: Tensor) -> Tensor: ...
+    def apply(self, coefficients: Tensor) -> Tensor: ...
     def adjoint(self, image: Tensor) -> Tensor: ...
 
     def preconditioner(self, operator: SenseOperator, precision: Tensor) -> Callable[[Tensor], Tensor]:
         """An approximate inverse of L^H T L precision + 1."""
-        return lambda image: image
+        return lambda coefficients: coefficients
 
 
 Spread = Callable[[Denoise, Tensor, Tensor, float, Randomness], Factor]
@@ -142,19 +143,18 @@ def solve_level(
 ) -> Tensor:
     """xh of one level, (batch, [set,] H, W) as x0. With a scalar R and a line mask the solve is direct."""
     precision = sigma0.view(-1, *[1] * (x0.ndim - 1)).square().reciprocal()
-    residual = operator.adjoint(kspace) - operator.normal(x0)
+    perturbed = x0 + factor.apply(n2)
+    residual = operator.adjoint(kspace) - operator.normal(perturbed)
     if isinstance(factor, ScalarFactor) and operator.is_line_mask:
-        shift = sigma0.square() / factor.variance
-        rhs = residual + shift[:, None, None] * factor.apply(n2)
-        return x0 + operator.solve(rhs, shift)
-    rhs = precision * factor.adjoint(residual) + n2
+        return perturbed + operator.solve(residual, sigma0.square() / factor.variance)
+    rhs = precision * factor.adjoint(residual)
 
     def system(w):
         return precision * factor.adjoint(operator.normal(factor.apply(w))) + w
 
     precondition = factor.preconditioner(operator, precision)
     limits = {"tolerance": _TOLERANCE, "max_iterations": _MOST_ITERATIONS, "strict": False}
-    return x0 + factor.apply(conjugate_gradients(system, rhs, precondition=precondition, **limits))
+    return perturbed + factor.apply(conjugate_gradients(system, rhs, precondition=precondition, **limits))
 
 
 @dataclass(frozen=True)
@@ -182,21 +182,29 @@ class ScalarSpread:
 
 @dataclass(frozen=True)
 class PixelSpectrumFactor(Factor):
-    """L = D^1/2 F^H e^1/2 F, from deviation = D^1/2 (batch, H, W) and amplitude = e^1/2 (batch, H, W)."""
+    """L = D^1/2 F^H e^1/2 from k-space, from deviation = D^1/2 (batch, H, W) and amplitude = e^1/2 (batch, H, W).
+
+    F is the plain transform here, k = 0 first, and so are the coefficients that L acts on: shifts would be most of it.
+    """
 
     deviation: Tensor
     amplitude: Tensor
 
-    def apply(self, image):
-        return self.deviation * filtered(image, self.amplitude)
+    def apply(self, coefficients):
+        return self.deviation * torch.fft.ifft2(self._shifted_amplitude * coefficients, norm="ortho")
 
     def adjoint(self, image):
-        return filtered(self.deviation * image, self.amplitude)
+        return self._shifted_amplitude * torch.fft.fft2(self.deviation * image, norm="ortho")
 
     def preconditioner(self, operator, precision):
         """Smooth coils blur the mask, T ~ F^H blur(M) F; with D ~ 1 the system is then diagonal in k-space."""
-        inverse = 1 / (1 + precision * blur(operator.mask[:, 0]).clamp_min(0) * self.amplitude**2)
-        return lambda image: filtered(image, inverse)
+        sampled = torch.fft.ifftshift(blur(operator.mask[:, 0]).clamp_min(0), dim=(-2, -1))
+        inverse = 1 / (1 + precision * sampled * self._shifted_amplitude**2)
+        return lambda coefficients: inverse * coefficients
+
+    @cached_property
+    def _shifted_amplitude(self):
+        return torch.fft.ifftshift(self.amplitude, dim=(-2, -1))
 
 
 @dataclass(frozen=True)

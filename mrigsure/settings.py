@@ -341,6 +341,8 @@ class ReconstructSettings:
         sampler: default, the project's own, or one of the published ones
         nfe: network evaluations a draw; the default sampler takes two a noise level
         stack_noise: independent, or shared: the same noise in all slices of a draw, so that neighbours fit together
+        interval: probability with which the magnitude lies between the maps lower and upper
+        calibrate_scan: scale the spread by this scan's own held-out lines, at 4 more draws of up to three slices
         keep_samples: write the single draws too
         batch: draws computed at once, or auto: as many as memory allows; the result is the same
         overwrite: reconstruct again what the folder already holds
@@ -362,6 +364,8 @@ class ReconstructSettings:
     sampler: Literal["default", "ald", "daps", "dds", "diffpir", "dps", "mmps", "pigdm", "ula"] = "default"
     nfe: int = 30
     stack_noise: Literal["independent", "shared"] = "independent"
+    interval: float = 0.9
+    calibrate_scan: bool = True
     keep_samples: bool = False
     batch: int | Literal["auto"] = "auto"
     overwrite: bool = False
@@ -379,6 +383,7 @@ class ReconstructSettings:
             _within(self, 1, "batch")
         if (self.method == "unrolled") != (self.unrolled is not None):
             raise InputError("--unrolled", str(self.unrolled), "a folder with --method unrolled, and with it alone")
+        _within(self, 0.01, "interval", most=0.999)
         _within(self, 6, "nfe")  # two levels of the sampler that takes most evaluations in each
         _within(self, 0, "seed")
 

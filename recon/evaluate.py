@@ -14,13 +14,13 @@ import numpy as np
 
 from mrigsure.errors import InputError
 from mrigsure.files import atomic, sha256
-from mrigsure.progress import status_table
+from mrigsure.progress import say, status_table
 from mrigsure.scan import open_hdf5, prepared_files
 from mrigsure.settings import EvaluateSettings
-from recon.metrics import nmse, psnr, ssim, z_squared
+from recon.metrics import body_mask, coverage, nmse, psnr, ssim, z_squared
 from recon.reconstruction import Reconstruction, read_reconstruction
 
-FIGURES = ("psnr", "ssim", "nmse", "z2")
+FIGURES = ("psnr", "ssim", "nmse", "z2", "coverage")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
 
 def compare(reconstruction: Reconstruction, truth: Truth, name="reconstruction") -> list[dict]:
-    """The figures of every slice: psnr (None where infinite), ssim, nmse, and z2 where there is an uncertainty."""
+    """The figures of every slice: psnr (None where infinite), ssim, nmse, and where there is an uncertainty z2 and
+    coverage, the share of the body in which the magnitude's interval holds the truth."""
     if reconstruction.image.shape != truth.image.shape:
         raise InputError(name, f"images of {reconstruction.image.shape}", f"the truth's shape {truth.image.shape}")
     same_phase = bool(truth.of_scan) and truth.of_scan == reconstruction.record.get("scan_sha256")
@@ -70,6 +71,9 @@ def compare(reconstruction: Reconstruction, truth: Truth, name="reconstruction")
             samples = reconstruction.record["samples"]
             figures["z2"] = _finite(z_squared(*pair, reconstruction.std[index], samples))
             figures["z2_of"] = "complex" if same_phase else "magnitude"
+        if reconstruction.lower is not None:
+            lower, upper = reconstruction.lower[index], reconstruction.upper[index]
+            figures["coverage"] = coverage(lower, upper, clean, body_mask(clean))
         slices.append(figures)
     return slices
 
@@ -98,9 +102,11 @@ def _truth_of(path, truth):
 def _identity(reconstruction):
     record = reconstruction.record
     known = {"method": record["method"], "acceleration": record.get("acceleration")}
-    for key in ("prior", "sampler", "samples", "nfe", "lambda", "lambda_chosen_by"):
+    for key in ("prior", "sampler", "samples", "nfe", "interval", "spread_scale", "lambda", "lambda_chosen_by"):
         if key in record:
             known[key] = record[key]
+    if "scorecard" in record:
+        known["scorecard"] = json.loads(record["scorecard"])
     return known
 
 
@@ -126,7 +132,7 @@ def _summary(rows):
 
 
 def _print(report):
-    columns = ("file", "method", "R", "PSNR / dB", "SSIM", "NMSE", "z²")
+    columns = ("file", "method", "R", "PSNR / dB", "SSIM", "NMSE", "z²", "coverage")
     rows = [
         (row["file"], _method(row), _text(row["acceleration"], ".3g"), *(_cell(row, key) for key in FIGURES))
         for row in report["files"]
@@ -134,10 +140,18 @@ def _print(report):
     for entry in report["summary"]:
         cells = [_cell(entry, key) for key in FIGURES]
         rows.append((f"[bold]all slices ({entry['slices']})[/]", _method(entry), "", *cells))
-    status_table(rows, columns, title="against the truth (z² of 1: the uncertainty is right)")
+    status_table(rows, columns, title=f"against the truth (z² of 1: the uncertainty is right{_stated(report)})")
+    for row in report["files"]:
+        if broken := [name for name, figure in row.get("scorecard", {}).items() if not figure["holds"]]:
+            say(f"{row['file']}: its own data speak against its uncertainty ({', '.join(broken)})")
 
 
-_FORMATS = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "z2": ".2f"}
+def _stated(report):
+    levels = sorted({row["interval"] for row in report["files"] if "interval" in row})
+    return f"; coverage of {' and '.join(f'{level:.0%}' for level in levels)} intervals" if levels else ""
+
+
+_FORMATS = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "z2": ".2f", "coverage": ".1%"}
 
 
 def _method(row):

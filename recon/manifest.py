@@ -6,7 +6,7 @@ from pathlib import Path
 from mrigsure.scan import open_hdf5
 
 _SAID = (
-    *("method", "acceleration", "prior", "prior_sha256", "sampler", "samples", "nfe"),
+    *("method", "acceleration", "prior", "prior_sha256", "sampler", "samples", "nfe", "interval", "spread_scale"),
     *("lambda", "lambda_chosen_by", "unrolled", "unrolled_sha256"),
 )
 

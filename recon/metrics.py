@@ -34,6 +34,17 @@ def body_mask(target: np.ndarray) -> np.ndarray:
     return magnitude > BODY * np.percentile(magnitude, 99)
 
 
+def coverage(lower: np.ndarray, upper: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the pixels of `mask` whose magnitude |target| lies in [lower, upper]; (H, W) each, the mask bool.
+
+    Raises ValueError for an empty mask.
+    """
+    if not mask.any():
+        raise ValueError("coverage of no pixel")
+    magnitude = np.abs(target)
+    return float(np.mean(((lower <= magnitude) & (magnitude <= upper))[mask]))
+
+
 def z_squared(image: np.ndarray, target: np.ndarray, std: np.ndarray, samples: int) -> float:
     """Squared error of the mean of K draws over what their spread announces, (1 + 1/K) std^2, inside the body.
 

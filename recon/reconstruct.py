@@ -43,7 +43,7 @@ from recon.volume import reconstruct_scans
 __all__ = ["reconstruct", "reconstruct_file", "reconstruct_scans"]
 
 _LEARNED = ("posterior", "unrolled")
-_DRAWN = ("samples", "nfe", "sampler", "stack_noise", "keep_samples")  # settings that shape posterior draws
+_DRAWN = ("samples", "nfe", "sampler", "stack_noise", "keep_samples", "interval", "calibrate_scan")  # settings that shape posterior draws
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
@@ -109,6 +109,8 @@ def reconstruct_file(
                 workers=1 if settings.scheduler else settings.workers,
                 seed=settings.seed,
                 name=output.stem,
+                interval=settings.interval,
+                calibrate_scan=settings.calibrate_scan,
                 keep_samples=settings.keep_samples,
                 progress=report,
             )

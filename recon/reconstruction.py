@@ -3,12 +3,16 @@
 reconstruction           float32 (slices, H, W), magnitude; the name that fastMRI's evaluation reads
 reconstruction_complex   complex64 (slices, H, W); its phase is that of the sensitivity maps
 std                      float32 (slices, H, W), posterior draws only
+lower, upper             float32 (slices, H, W), posterior draws only: the magnitude lies between them with the probability
+                         `interval` (recon/uncertainty.py)
 samples                  complex64 (slices, samples, H, W), on request
 voxel_mm, positions_mm, directions
                          where the slices lie, as far as the source states it (mrigsure/geometry.py)
 attributes               method, acceleration, seed, scan, scan_sha256, patient_hash, version, parameters (JSON)
                          warnings (JSON): what was said while the file was made
-  of posterior draws     prior, prior_sha256, samples, sampler, stack_noise, nfe (network evaluations a draw, at most)
+  of posterior draws     prior, prior_sha256, samples, sampler, stack_noise, nfe (network evaluations a draw, at most),
+                         interval, spread_scale and spread_scale_error (recon/spread_scale.py; std, lower and upper have
+                         it, samples have not), scorecard (JSON, recon/scorecard.py)
   of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
   of unrolled networks   unrolled, unrolled_sha256
 """
@@ -31,11 +35,12 @@ class Reconstruction:
     """Images of one file. Raw units: the scale of the prepared scan is undone.
 
     image     complex64 (slices, H, W); the mean of the draws, or the baseline's image
-    std       float32 (slices, H, W) or None: sqrt(sum |x_k - mean|^2 / (K - 1)) over the K draws, of the complex
-              value; the real part alone has std / sqrt(2)
+    std       float32 (slices, H, W) or None: sqrt(sum |x_k - mean|^2 / (K - 1)) over the K draws times the scan's
+              spread_scale, of the complex value; the real part alone has std / sqrt(2)
     samples   complex64 (slices, K, H, W) or None
     record    how it was made: plain values, the attributes of the file
     geometry  where the slices lie, or None
+    lower, upper  float32 (slices, H, W) or None: ends of the magnitude's intervals
     """
 
     image: np.ndarray
@@ -43,11 +48,13 @@ class Reconstruction:
     samples: np.ndarray | None = None
     record: dict = field(default_factory=dict)
     geometry: Geometry | None = None
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
 
     def __post_init__(self):
         if self.geometry is not None and not self.geometry.fits(len(self.image)):
             raise ValueError(f"positions of {len(self.geometry.positions)} slices for image {self.image.shape}")
-        for key in ("std", "samples"):
+        for key in ("std", "samples", "lower", "upper"):
             array = getattr(self, key)
             if array is not None and (len(array), *array.shape[-2:]) != self.image.shape:
                 raise ValueError(f"{key} has shape {array.shape}, which does not fit image {self.image.shape}")
@@ -74,8 +81,9 @@ def write_reconstruction(path, reconstruction: Reconstruction) -> None:
     with atomic(path) as partial, h5py.File(partial, "w") as file:
         file["reconstruction"] = reconstruction.magnitude
         file["reconstruction_complex"] = reconstruction.image.astype(np.complex64)
-        if reconstruction.std is not None:
-            file["std"] = reconstruction.std.astype(np.float32)
+        for key in ("std", "lower", "upper"):
+            if (array := getattr(reconstruction, key)) is not None:
+                file[key] = array.astype(np.float32)
         if reconstruction.samples is not None:
             file["samples"] = reconstruction.samples.astype(np.complex64)
         write_geometry(file, reconstruction.geometry)
@@ -93,8 +101,7 @@ def read_reconstruction(path) -> Reconstruction:
             )
         return Reconstruction(
             image=file["reconstruction_complex"][()],
-            std=file["std"][()] if "std" in file else None,
-            samples=file["samples"][()] if "samples" in file else None,
+            **{key: file[key][()] for key in ("std", "samples", "lower", "upper") if key in file},
             record={key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()},
             geometry=read_geometry(file),
         )

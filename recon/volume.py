@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,9 @@ from mrigsure.seeds import generator
 from recon.baselines import baseline, choose_lambda
 from recon.domain import warn_if_unlike_training
 from recon.drawing import Drawing
+from recon.posterior_volume import reconstruct_posterior
 from recon.reconstruction import Reconstruction
+from recon.uncertainty import LEVEL
 from recon.unrolled import Unrolled, unrolled_image
 
 
@@ -21,6 +24,8 @@ def reconstruct_scans(
     method: str = "posterior",
     model: Prior | Unrolled | None = None,
     *,
+    interval: float = LEVEL,
+    calibrate_scan: bool = True,
     keep_samples: bool = False,
     seed: int = 0,
     name: str = "",
@@ -31,6 +36,8 @@ def reconstruct_scans(
 
     method    "posterior", whose model is a prior, "unrolled", whose model is such a network, or one of
               `recon.baselines.BASELINES`
+    interval  stated level of the magnitude's intervals, of posterior draws
+    calibrate_scan  hold out lines of the scan for its spread's scale and its scorecard (recon/posterior_volume.py)
     name      enters the random numbers beside the seed, so that files differ in theirs
     progress  called with the share that is done
     drawing   samples, nfe, sampler, stack_noise, batch: fields of `recon.drawing.Drawing`
@@ -41,10 +48,16 @@ def reconstruct_scans(
     record = {"method": method, "acceleration": middle.acceleration, "seed": drawing.seed}
     if method == "posterior":
         warn_if_unlike_training(middle, model)
-        image, std, draws = _draws(drawing.of(scans, model, progress), keep_samples)
-        record |= {"prior": model.name, "prior_sha256": model.sha256}
-        record |= {key: getattr(drawing, key) for key in ("samples", "nfe", "sampler", "stack_noise")}
-        return Reconstruction(image, std, draws, record)
+        made = reconstruct_posterior(
+            scans,
+            model,
+            drawing,
+            level=interval,
+            calibrate=calibrate_scan,
+            keep_samples=keep_samples,
+            progress=progress,
+        )
+        return replace(made, record=record | made.record)
     if method == "unrolled":
         record |= {"unrolled": model.name, "unrolled_sha256": model.sha256}
         make = partial(unrolled_image, model)
@@ -61,16 +74,3 @@ def reconstruct_scans(
         progress((index + 1) / len(scans))
     return Reconstruction(np.stack(images), record=record)
 
-
-def _draws(slices, keep_samples):
-    """Mean, standard deviation (None for single draws) and, on request, the draws of every slice."""
-    means, deviations, kept = [], [], []
-    for draws in slices:
-        mean = draws.mean(0)
-        means.append(mean.numpy())
-        if len(draws) > 1:
-            energy = (draws - mean).abs().square().sum(0)
-            deviations.append((energy / (len(draws) - 1)).sqrt().numpy())
-        if keep_samples:
-            kept.append(draws.numpy())
-    return np.stack(means), np.stack(deviations) if deviations else None, np.stack(kept) if kept else None
