@@ -4,7 +4,7 @@
 
 Scans of 320 x 320 x 15 coils, random lines at R = 4, 0.6 M parameters, batches of 8. Training counts whole updates of
 the default objective (held-out split GSURE, perturb-and-solve) and of a round (denoising of draws), from scans in main
-memory to Adam's step; reconstruction counts posterior draws of 30 levels, two evaluations each; ESPIRiT takes a
+memory to Adam's step; reconstruction counts posterior draws of 20 levels, 30 evaluations; ESPIRiT takes a
 24 x 24 block of every coil to maps. Each is warmed up, then the least of the repeats counts. Agreement is the largest
 difference from the CPU over the largest value, in float32: a denoised image, the direct solve of a line mask,
 conjugate gradients with a point mask, a draw of one seed, maps.
@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, device, quick):
         self.device, self.quick = torch.device(device), quick
         self.size, self.coils, self.batch = (32, 3, 2) if quick else (320, 15, 8)
-        self.repeats, self.levels = (1, 4) if quick else (5, 30)
+        self.repeats, self.levels = (1, 4) if quick else (5, 20)
         self.scans = [self.scan(index) for index in range(self.batch)]
 
     def scan(self, index, pattern="random"):

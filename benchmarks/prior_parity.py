@@ -190,7 +190,7 @@ def run(options):
     for number in [0] if oracle else options.measure:
         folder = work / name / (f"round_{number}")
         if folder.is_dir():
-            prior = load_prior(folder)
+            prior = load_prior(folder, precision="bf16")
             row = measure(prior, options.bench, options.test_rates, options.slices)
             row["without_truth"] = {key: prior.record["history"][-1][key] for key in ("residual", "z2", "energy")}
             row["settings"] = {k: v for k, v in vars(options).items() if k not in ("work", "quick")}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mrigsure.denoiser import Prior, load_prior
+from mrigsure.devices import pick_precision
 from mrigsure.progress import say, status_table, track
 from mrigsure.scan import Scan, ScanSet, read_prepared
 from mrigsure.seeds import generator
@@ -38,7 +39,7 @@ class Effort:
     rates    accelerations of the fully sampled scan
     real     whether the scan acquired undersampled is reconstructed too
     samples  posterior draws; half of them of the scan acquired undersampled, whose matrix is larger
-    levels   of a draw, at two network evaluations each
+    nfe      network evaluations of a draw
     """
 
     volumes: int
@@ -47,11 +48,11 @@ class Effort:
     rates: tuple[int, ...]
     real: bool
     samples: int
-    levels: int
+    nfe: int
 
 
-FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=8, levels=12)
-SMALLEST = Effort(volumes=12, steps=32, seconds=8, rates=(4,), real=False, samples=2, levels=6)
+FULL = Effort(volumes=32, steps=400, seconds=60, rates=(4, 8), real=True, samples=8, nfe=30)
+SMALLEST = Effort(volumes=12, steps=32, seconds=8, rates=(4,), real=False, samples=2, nfe=12)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def demo(settings: DemoSettings) -> Path:
     """Run the demo and return its folder, with demo.png and the reconstructions."""
     started = time.monotonic()
     out, effort = Path(settings.out), SMALLEST if settings.smallest else FULL
-    prior = load_prior()
+    prior = load_prior(precision=pick_precision("auto", torch.device("cpu")))
     with _one_thread():
         _train_small_prior(out / "training", effort, settings.seed)
         cases = _prepare_real_scans(out / "scans", effort, settings.seed)
@@ -177,7 +178,7 @@ def _row(case, scan, method, prior, effort, seed) -> Row:
     kept, samples = scan, effort.samples
     if scan.target is None:
         kept, samples = scan.held_out(_HELD_OUT, generator(seed, "held out", case)), effort.samples // 2
-    options = {"samples": samples, "nfe": 2 * effort.levels, "seed": seed, "calibrate_scan": False}
+    options = {"samples": samples, "nfe": effort.nfe, "seed": seed, "calibrate_scan": False}
     made = reconstruct_scans([kept], method, prior, name=case, keep_samples=True, **options)
     image, std = made.image[0], None if made.std is None else made.std[0]
     if scan.target is None:

@@ -76,20 +76,29 @@ class Prior(nn.Module):
     forward(x, sigma): complex (batch, H, W) and real (batch,) or a number -> complex (batch, H, W), E[x | x + sigma w].
     Gradients flow to x; the weights are frozen. `denoise` is the same without gradients.
 
+    precision "bf16" computes inside the network with numbers of 8 bits' precision, "no" with those of the weights
     record    what training.json holds
     sha256    of config.json and model.safetensors, one after the other
     """
 
     def __init__(
-        self, denoiser: nn.Module, config: DenoiserConfig, record: dict | None = None, name: str = "", sha256: str = ""
+        self,
+        denoiser: nn.Module,
+        config: DenoiserConfig,
+        record: dict | None = None,
+        name: str = "",
+        sha256: str = "",
+        precision: str = "no",
     ):
         super().__init__()
+        self.precision = precision
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.config, self.record, self.name, self.sha256 = config, record or {}, name, sha256
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        return self.denoiser(x, levels)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.denoiser(x, levels)
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """`forward` without gradients."""
@@ -115,8 +124,11 @@ def save_prior(folder, denoiser_state: dict, config: DenoiserConfig, training: d
     return folder
 
 
-def load_prior(folder=None, device="cpu") -> Prior:
-    """Read a prior; None or "shipped" is the one that comes with the package. InputError where it is not one."""
+def load_prior(folder=None, device="cpu", precision: str = "no") -> Prior:
+    """Read a prior; None or "shipped" is the one that comes with the package. InputError where it is not one.
+
+    precision  of the network: no, or bf16, about half the time where the hardware has it
+    """
     shipped = folder is None or str(folder) == SHIPPED
     folder = Path(str(files("mrigsure") / "data" / "prior")) if shipped else Path(folder)
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
@@ -136,7 +148,7 @@ def load_prior(folder=None, device="cpu") -> Prior:
     except Exception as error:
         raise InputError(folder, str(error).splitlines()[0], "a complete prior of this version") from error
     digest = hashlib.sha256(settings + content).hexdigest()
-    return Prior(denoiser.to(device), config, training, SHIPPED if shipped else folder.name, digest)
+    return Prior(denoiser.to(device), config, training, SHIPPED if shipped else folder.name, digest, precision)
 
 
 def _tuple(value):

@@ -4,6 +4,8 @@ import torch
 
 from mrigsure.errors import InputError
 
+_BF16_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
 
 def pick_device(name: str) -> torch.device:
     """auto is the GPU where there is one. InputError where cuda is asked for and missing."""
@@ -12,3 +14,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """auto is bf16 where the hardware multiplies such numbers faster than others, else "no"."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = any(getattr(torch.cpu, check, bool)() for check in _BF16_CHECKS)
+    return "bf16" if fast else "no"

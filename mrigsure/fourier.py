@@ -21,12 +21,6 @@ def ifft2c(kspace: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
 
 
-def filtered(image: Tensor, transfer: Tensor) -> Tensor:
-    """ifft2c(transfer * fft2c(image)), with one shift in place of four. transfer (H, W), k = 0 at n // 2."""
-    shifted = torch.fft.ifftshift(transfer, dim=(-2, -1))
-    return torch.fft.ifft2(shifted * torch.fft.fft2(image))
-
-
 def center_crop(array, shape: tuple[int, int]):
     """Cut the last two axes to `shape`, keeping index n // 2 at index m // 2. NumPy or torch."""
     starts = [n // 2 - m // 2 for n, m in zip(array.shape[-2:], shape, strict=True)]

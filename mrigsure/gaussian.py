@@ -34,7 +34,8 @@ class GaussianPrior:
         measured = batch.kspace + batch.sigma0[:, None, None, None] * batch.mask * noise
         image_noise = complex_noise((scans, height, width), rng).to(batch.kspace.device)
         factor = PixelSpectrumFactor(torch.ones_like(image_noise.real), power.sqrt().expand(scans, height, width))
-        return solve_level(batch.operator, measured, batch.sigma0, torch.zeros_like(image_noise), factor, image_noise)
+        seen = batch.operator.adjoint(measured)
+        return solve_level(batch.operator, seen, batch.sigma0, torch.zeros_like(image_noise), factor, image_noise)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x + sigma w]: (batch, H, W), (batch,) -> (batch, H, W)."""

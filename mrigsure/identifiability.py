@@ -74,8 +74,8 @@ def archive_ensemble(
 ) -> Ensemble:
     """The ensemble of the scans `indices`, which share a matrix size; rows as LineEnsemble's.
 
-    Of an archive of more than `most` scans with line masks, evenly spread ones lend their coil maps; each stands for its
-    neighbours, with the mean of their masks.
+    Of an archive of more than `most` scans with line masks, evenly spread ones lend their coil maps; each stands for
+    its neighbours, with the mean of their masks.
     """
     masks = {volume.path: _as_lines(volume.mask) for volume in scans.volumes}
     masks = {index: masks[scans.file_of(index)] for index in indices}

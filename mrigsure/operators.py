@@ -33,6 +33,15 @@ class SenseOperator:
         """A^H: (batch, coil, H, W) -> (batch, H, W)."""
         return self._combine(ifft2c(self.mask * kspace))
 
+    def adjoint_of_white(self, noise: Tensor) -> Tensor:
+        """A random image distributed as A^H n for white complex n: (batch, coil, H, W) -> (batch, H, W).
+
+        Shifts, and the transform along the readout of a line mask, turn n into other white noise and are left out.
+        """
+        kspace = self._shifted_mask * noise
+        transform = torch.fft.ifft if self.is_line_mask else torch.fft.ifft2
+        return self._combine(transform(kspace, norm="ortho"))
+
     def normal(self, image: Tensor) -> Tensor:
         """T = A^H A: (batch, H, W) -> (batch, H, W).
 
@@ -111,8 +120,11 @@ class SenseOperator:
         return images.sum(1) if self.has_sets else images
 
     def _combine(self, coil_images):
-        """S^H."""
-        return (self._conjugate_maps * (coil_images[:, None] if self.has_sets else coil_images)).sum(-3)
+        """S^H; overwrites coil_images."""
+        if self.has_sets:
+            return (self._conjugate_maps * coil_images[:, None]).sum(-3)
+        coil_images *= self._conjugate_maps
+        return coil_images.sum(-3)
 
     def _to_rows(self, image):
         """(batch, [set,] H, W) -> (batch, H, [set *] W, 1)."""
@@ -139,6 +151,7 @@ def conjugate_gradients(
     `precondition` approximates the operator's inverse. Where `max_iterations` do not reach the tolerance, raises
     ArithmeticError, or, if not `strict`, returns how far they came.
     """
+
     def inner(a, b):
         if a.is_complex():
             a, b = torch.view_as_real(a), torch.view_as_real(b)

@@ -339,12 +339,14 @@ class ReconstructSettings:
         unrolled: folder of the unrolled network, made by `mrigsure train-unrolled`
         samples: posterior draws; their mean and standard deviation are written
         sampler: default, the project's own, or one of the published ones
-        nfe: network evaluations a draw; the default sampler takes two a noise level
+        nfe: network evaluations a draw; the default sampler takes three for two noise levels
         stack_noise: independent, or shared: the same noise in all slices of a draw, so that neighbours fit together
+        precision: of the network; bf16 takes about half the time, and auto chooses it where the hardware has it
         interval: probability with which the magnitude lies between the maps lower and upper
-        calibrate_scan: scale the spread by this scan's own held-out lines, at 4 more draws of up to three slices
+        calibrate_scan: scale the spread by the scan's own held-out lines and judge them, at 4 more draws of up to three
+            slices; --calibrate-scan=false leaves it out
         keep_samples: write the single draws too
-        batch: draws computed at once, or auto: as many as memory allows; the result is the same
+        batch: draws computed at once, or auto: as many as memory allows; the result is the same but for rounding
         overwrite: reconstruct again what the folder already holds
         device: auto, cpu or cuda
         seed: every random choice derives from it
@@ -364,6 +366,7 @@ class ReconstructSettings:
     sampler: Literal["default", "ald", "daps", "dds", "diffpir", "dps", "mmps", "pigdm", "ula"] = "default"
     nfe: int = 30
     stack_noise: Literal["independent", "shared"] = "independent"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     interval: float = 0.9
     calibrate_scan: bool = True
     keep_samples: bool = False

@@ -86,8 +86,8 @@ def one_thread() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Let malloc reuse the memory of large arrays; False where the C library is not glibc.
 
-    By default every array of some megabytes is given back and asked for anew, and the kernel clears its pages each time:
-    a third of the time of two workers, and Dask's own default gives back even more.
+    By default every array of some megabytes is given back and asked for anew, and the kernel clears its pages each
+    time: a third of the time of two workers, and Dask's own default gives back even more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

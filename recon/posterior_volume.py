@@ -1,7 +1,8 @@
 """Posterior draws of a volume: their mean, standard deviation and intervals, the scan's own scale, and its scorecard.
 
-Up to three slices are looked at: some of their lines are held out and predicted by a few more draws, before the volume is
-drawn. That costs 4 draws more for each of these slices, half as much again for a single slice of 8 draws, a tenth for 16.
+Up to three slices are looked at: some of their lines are held out and predicted by a few more draws, before the volume
+is drawn. That costs 4 draws more for each of these slices: half as much again for a single slice of 8 draws, a tenth
+for 16 slices.
 """
 
 import warnings
@@ -9,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from mrigsure.denoiser import Prior
 from mrigsure.errors import ScanWarning
@@ -18,7 +18,15 @@ from mrigsure.seeds import generator
 from recon.drawing import Drawing
 from recon.reconstruction import Reconstruction
 from recon.scorecard import Figure, as_json, data_sums, scorecard
-from recon.spread_scale import FRACTION, SAMPLES, HeldOut, SpreadScale, predict_held_out, spread_scale
+from recon.spread_scale import (
+    FOLDS,
+    SAMPLES,
+    HeldOut,
+    SpreadScale,
+    predict_held_out,
+    spread_scale,
+    without_lines,
+)
 from recon.uncertainty import summarise
 
 _MOST_SLICES = 3
@@ -43,7 +51,7 @@ def reconstruct_posterior(
     """
     looked_at = _spread_out(len(scans)) if scans[0].sens_maps.ndim == 3 else []
     work = drawing.samples * len(scans)
-    before = SAMPLES * len(looked_at) if calibrate else 0
+    before = FOLDS * SAMPLES * len(looked_at) if calibrate else 0
 
     def report(share, start, part):
         progress((start + share * part) / (work + before))
@@ -77,16 +85,15 @@ def reconstruct_posterior(
 
 def _predictions(scans, looked_at, prior, drawing, progress) -> list[HeldOut]:
     """What the slices that are looked at say on lines that were held out; [] where they have none to hold out."""
-    whole = [scans[index] for index in looked_at]
-    kept = [
-        scan.held_out(FRACTION, generator(drawing.seed, "held-out lines", drawing.name, index))
-        for index, scan in zip(looked_at, whole, strict=True)
-    ]
-    if any(torch.equal(part.mask, scan.mask) for part, scan in zip(kept, whole, strict=True)):
+    pairs = []
+    for index in looked_at:
+        lines = generator(drawing.seed, "held-out lines", drawing.name, index)
+        pairs += [(scans[index], kept) for kept in without_lines(scans[index], lines)]
+    if not pairs:
         return []
     drawing = replace(drawing, samples=SAMPLES, name=f"{drawing.name} without held-out lines")
-    draws = drawing.of(kept, prior, progress)
-    return [predict_held_out(s, k, s.scale * d) for s, k, d in zip(whole, kept, draws, strict=True)]
+    draws = drawing.of([kept for _, kept in pairs], prior, progress)
+    return [predict_held_out(scan, kept, scan.scale * d) for (scan, kept), d in zip(pairs, draws, strict=True)]
 
 
 def _spread_out(slices):
@@ -98,8 +105,8 @@ def _spread_out(slices):
 def _warn_of(figures: Sequence[Figure], scan, prior):
     broken = [figure.text for figure in figures if not figure.holds]
     if broken:
-        text = f"{', '.join(broken)}: unlike scans of prior {prior}, or wrong maps or noise level; its uncertainty may not hold"
-        warnings.warn(f"{scan}: {text}", ScanWarning, stacklevel=2)
+        cause = f"unlike scans of prior {prior}, or wrong maps or noise level; its uncertainty may not hold"
+        warnings.warn(f"{scan}: {', '.join(broken)}: {cause}", ScanWarning, stacklevel=2)
 
 
 def _stacked(summaries, key):

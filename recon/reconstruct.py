@@ -16,7 +16,7 @@ import torch
 
 import mrigsure
 from mrigsure.denoiser import SHIPPED, load_prior
-from mrigsure.devices import pick_device
+from mrigsure.devices import pick_device, pick_precision
 from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.files import sha256
 from mrigsure.manifest import (
@@ -43,7 +43,7 @@ from recon.volume import reconstruct_scans
 __all__ = ["reconstruct", "reconstruct_file", "reconstruct_scans"]
 
 _LEARNED = ("posterior", "unrolled")
-_DRAWN = ("samples", "nfe", "sampler", "stack_noise", "keep_samples", "interval", "calibrate_scan")  # settings that shape posterior draws
+_DRAWN = ("samples", "nfe", "sampler", "stack_noise", "precision", "keep_samples", "interval", "calibrate_scan")
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
@@ -58,8 +58,9 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     outputs = _outputs(paths, folder)
     digest = ""
     if settings.method in _LEARNED:
-        if not settings.scheduler:  # whose workers may have what this machine lacks
-            pick_device(settings.device)
+        # a scheduler's workers may have what this machine lacks
+        device = torch.device("cpu") if settings.scheduler else pick_device(settings.device)
+        settings = replace(settings, precision=pick_precision(settings.precision, device))
         digest = _load(settings, torch.device("cpu")).sha256
     entries, errors, kept = _reconstruct_all(paths, outputs, settings, digest)
     write_manifest(folder, entries, _parameters(settings, digest))
@@ -174,7 +175,7 @@ def _load(settings, device):
     """The prior or unrolled network that the settings name."""
     if settings.method == "unrolled":
         return load_unrolled(settings.unrolled, device)
-    return load_prior(settings.prior, device)
+    return load_prior(settings.prior, device, settings.precision)
 
 
 _read_models: dict = {}  # a worker's last one, by its content: it is read once for all files

@@ -3,8 +3,8 @@
 reconstruction           float32 (slices, H, W), magnitude; the name that fastMRI's evaluation reads
 reconstruction_complex   complex64 (slices, H, W); its phase is that of the sensitivity maps
 std                      float32 (slices, H, W), posterior draws only
-lower, upper             float32 (slices, H, W), posterior draws only: the magnitude lies between them with the probability
-                         `interval` (recon/uncertainty.py)
+lower, upper             float32 (slices, H, W), posterior draws only: the magnitude lies between them with the
+                         probability `interval` (recon/uncertainty.py)
 samples                  complex64 (slices, samples, H, W), on request
 voxel_mm, positions_mm, directions
                          where the slices lie, as far as the source states it (mrigsure/geometry.py)

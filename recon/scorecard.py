@@ -5,18 +5,18 @@
     inside    spread per measured mode over spread per mode not measured, from x^H T x and x^H (1 - T) x of the draws'
               deviations: what is measured should be decided by the data. T = A^H A has as large a trace as points are
               sampled
-    z2        error of held-out lines over what draws and noise announce, before the scan's scale (recon/spread_scale.py)
+    z2        error of held-out lines over what draws and noise announce, before the scan's own scale is applied
     residual  their error over their power, noise taken off; None below a tenth of the noise's power
 
 The limits of z2 and residual are multiples of what the prior's training found on its own held-apart scans
-(training.json), or fixed where it left none. Those of the other two are fixed; docs/uncertainty.md has what was measured.
+(training.json), or fixed where it left none. Those of the other two are fixed; docs/uncertainty.md has what was
+measured.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mrigsure.scan import Scan
@@ -25,7 +25,7 @@ from recon.spread_scale import HeldOut
 _DATA_FIT = (0.6, 1.5)
 _INSIDE = 0.6
 _Z2 = (0.4, 2.0)  # times the prior's own
-_RESIDUAL = 3.0  # times the prior's own, at most the last
+_RESIDUAL = 4.0  # times the prior's own, but never above the next: 1 is the residual of an empty line
 _MOST_RESIDUAL = 1.5
 _LEAST_SIGNAL = 0.1
 

@@ -1,23 +1,23 @@
 """One factor on a scan's spread, calibrated on lines of its own that were held out. No truth is used.
 
 The prior's spread is calibrated once for all scans (mrigsure/calibrate.py); single scans differ from that. Some of a
-scan's lines are left out, a few draws made from the rest, and the lines predicted: with their mean and variance v over K
-draws the error of the mean is, per coil and point of k-space, complex Gaussian of variance
+scan's lines are left out, a few draws made from the rest, and the lines predicted. With their mean and variance v over
+K draws the error of the mean is, per coil and point of k-space, complex Gaussian of variance
 
-    2 sigma0^2 + a (1 + 1/K) v
+    2 sigma0^2 + (a + 1/K) v
 
-where a is the factor on the variance, wanted 1. The sums of a radial band over its n points have then a gamma
-distribution, and log a a likelihood. All coils of a point count as one: their errors are not independent. Under
-log a ~ N(0, TAU^2) the mean of log a is what `SpreadScale` tells: near 1 where few points were held out, or where noise
-hides the error.
+where a is the factor on the variance, wanted 1, and v / K is the scatter of so few draws' mean. The sums of a radial
+band over its n points have then a gamma distribution, and log a has a likelihood. All coils of a point count as one:
+their errors are not independent. Under log a ~ N(0, TAU^2) `SpreadScale` tells the mean of log a: near 0 where few
+points were held out, or where noise hides the error.
 
-What it cannot do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where in
-the image the spread is too small, nor an error that all lines share is found. Coverage is therefore measured, on
+What it cannot do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where
+in the image the spread is too small, nor an error that all lines share is found. Coverage is therefore measured, on
 phantoms (benchmarks/coverage.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from mrigsure.fourier import radial_bands
 from mrigsure.scan import Scan
 from mrigsure.validation import BANDS
 
-FRACTION = 0.15  # of the lines outside the calibration region
-SAMPLES = 4
-TAU = 0.5  # of log a from scan to scan: 0.47 on 16 phantoms of the shipped prior's own population
+FRACTION = 0.2  # of the lines outside the calibration region, in each fold
+FOLDS, SAMPLES = 2, 2  # lines are few: two halves predicted by two draws each tell more than one by four
+TAU = 0.6  # of log a from scan to scan; 0.58 on 24 phantoms of the shipped prior's own population
 _GRID = np.linspace(-6 * TAU, 6 * TAU, 481)  # of log a
 
 
@@ -82,8 +82,30 @@ class SpreadScale:
     error: float
 
 
+def without_lines(scan: Scan, generator: torch.Generator) -> list[Scan]:
+    """The scan without some of its lines (points, for point masks), and without others: `FOLDS` disjoint parts out.
+
+    Fewer where fewer lines may go, none where none may.
+    """
+    gone = scan.mask - scan.held_out(FOLDS * FRACTION, generator).mask
+    lines = bool((scan.mask == scan.mask[:1]).all())
+    places = (gone[0] if lines else gone.flatten()).nonzero()[:, 0]
+    places = places[torch.randperm(len(places), generator=generator)]
+    kept = []
+    for part in places.tensor_split(FOLDS):
+        keep = torch.ones(scan.shape[1] if lines else scan.mask.numel())
+        keep[part] = 0
+        mask = scan.mask * (keep if lines else keep.view(scan.shape))
+        if len(part):
+            kept.append(replace(scan, mask=mask, kspace=scan.kspace * mask))
+    return kept
+
+
 def predict_held_out(scan: Scan, kept: Scan, draws: Tensor) -> HeldOut:
-    """Compare draws made from `kept`, a part of `scan`, with the rest; draws complex (K, H, W), K > 1, prepared units."""
+    """Compare draws made from `kept`, a part of `scan`, with the rest.
+
+    draws  complex (K, H, W), K > 1, prepared units
+    """
     held = (scan.mask - kept.mask) > 0
     predicted = scan.batch().operator.coil_kspace(draws)  # (K, coil, H, W): one scan's maps for all draws
     bands = radial_bands(scan.shape, BANDS)[held]
@@ -108,7 +130,7 @@ def spread_scale(parts: Sequence[HeldOut]) -> SpreadScale:
     for part in parts:
         seen = part.points > 0
         points, error = part.points[seen], part.error[seen]
-        expected = part.noise[seen] + np.exp(_GRID)[:, None] * (1 + 1 / part.samples) * part.variance[seen]
+        expected = part.noise[seen] + (np.exp(_GRID)[:, None] + 1 / part.samples) * part.variance[seen]
         log_likelihood -= (points * (np.log(expected) + error / expected)).sum(1)
     log_posterior = log_likelihood - _GRID**2 / (2 * TAU**2)
     weights = np.exp(log_posterior - log_posterior.max())

@@ -3,25 +3,21 @@
 The interval is a prediction interval for one more draw. Where truth and draws are exchangeable, the magnitude |x| and
 the draws' m_k = |x_k| come from one distribution, near to a Gaussian, and with their mean m and standard deviation s
 
-    |x| - m  ~  t_d * s * sqrt(1 + 1/K)
+    |x| - m  ~  t_d * s * sqrt(1 + 1/K),        d = K - 1 degrees of freedom,
 
-covers the stated share exactly. The 5% and 95% quantiles of 8 draws would not: two more exchangeable values lie outside
-the extremes of K in 2 / (K + 1) of all cases, 22% of them.
+covers the stated share exactly. The extremes of K draws would not: one more exchangeable value lies outside of them in
+2 / (K + 1) of all cases, 22% of them for 8 draws, of which no better 5% and 95% quantiles can be had.
 
-s of 8 draws is noisy and t_7 pays for it with intervals 15% too wide. So s is moderated (Smyth 2004,
-doi:10.2202/1544-6115.1027): each pixel's own s^2, of d = K - 1 degrees of freedom, and its neighbourhood's s0^2, of d0,
-
-    s~^2 = (d s^2 + d0 s0^2) / (d + d0),        d + d0 degrees of freedom,
-
-d0 told by how much more log s^2 scatters about its neighbourhood than the scatter of d degrees of freedom, trigamma(d / 2).
-Where neighbours are alike d0 is large, where they are not the interval falls back on t_{K-1}: it is exact in both.
+s of 8 draws is noisy, and t_7 pays for it with intervals 15% too wide. So s^2 is pooled over a neighbourhood of about 5
+pixels, which counts as 8 independent ones, d = 8 (K - 1): images' errors are alike over two or three pixels, and their
+variance changes more slowly than an estimate of 7 degrees of freedom scatters.
 
 Near 0, in air, magnitudes have a Rice distribution. Where m is below 1.5 half-widths the interval begins at 0 and ends
 where the one-sided one does: a lower bound above 0 would exclude that nothing is there.
 
-Draws of this package are less exact than that in one respect: R of the sampler (docs/method.md, section 7) spreads alike
-along the image's phase and across it, whereas images of smooth phase differ along it, in magnitude. `along_phase` tells
-the share of the detail's energy that lies along the smooth phase. Where it is larger in the mean image than in the draws'
+Draws of this package are less exact than that in one respect: the sampler's R (docs/method.md, section 7) spreads alike
+along the image's phase and across it, whereas images of smooth phase differ along it, in magnitude. `along_phase` is
+the share of the detail's energy along the smooth phase. Where it is larger in the mean image than in the draws'
 deviations, the standard deviation of the magnitude grows by the root of their ratio (`phase_factor`).
 """
 
@@ -29,17 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
 from scipy.stats import t as student
 
 from recon.metrics import body_mask
 
 LEVEL = 0.9
 _NEIGHBOURHOOD = 2.0  # pixels, standard deviation of the Gaussian that pools s^2 and parts phase and detail
-_WITHOUT_ITSELF = 0.94  # variance that a white plane keeps after its Gaussian mean of 2 pixels is taken off
+_ALIKE = 8  # independent pixels in it
 _NEAR_ZERO = 1.5  # half-widths of the interval
-_LEAST = 1e-12  # of the largest variance: what is 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -73,12 +66,13 @@ def summarise(draws: np.ndarray, *, level: float = LEVEL, scale: float = 1.0) ->
 def magnitude_interval(draws: np.ndarray, level: float = LEVEL, widen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends for |x|, float32 (H, W) each, from K > 1 draws, complex (K, H, W).
 
-    widen  factor on the standard deviation of the magnitude; at 1 the interval is exact for exchangeable draws
+    widen  factor on the standard deviation of the magnitude, not on the scatter of the draws' mean; at 1 the interval
+           is exact for exchangeable draws
     """
     count, magnitudes = len(draws), np.abs(draws).astype(np.float64)
     center = magnitudes.mean(0)
-    variance, freedom = _moderated(magnitudes.var(0, ddof=1), count - 1, body_mask(center))
-    deviation = widen * np.sqrt((1 + 1 / count) * variance)
+    variance, freedom = gaussian_filter(magnitudes.var(0, ddof=1), _NEIGHBOURHOOD), _ALIKE * (count - 1)
+    deviation = np.sqrt((widen**2 + 1 / count) * variance)
     half = student.ppf((1 + level) / 2, freedom) * deviation
     near_zero = center < _NEAR_ZERO * half
     lower = np.where(near_zero, 0, center - half)
@@ -87,7 +81,7 @@ def magnitude_interval(draws: np.ndarray, level: float = LEVEL, widen: float = 1
 
 
 def phase_factor(draws: np.ndarray) -> float:
-    """Factor on the standard deviation of the magnitude, at least 1, for draws that spread too much across the phase."""
+    """Factor on the standard deviation of the magnitude, at least 1, for draws that spread too far across the phase."""
     mean = draws.mean(0)
     here, drawn = along_phase(mean[None] - _smooth(mean), mean), along_phase(draws - mean, mean)
     return float(np.sqrt(max(here / drawn, 1.0)))
@@ -100,30 +94,6 @@ def along_phase(detail: np.ndarray, image: np.ndarray) -> float:
     turned = (detail * np.exp(-1j * np.angle(smooth)))[:, body]
     energy = np.sum(np.abs(turned) ** 2, dtype=np.float64)
     return float(np.sum(turned.real**2, dtype=np.float64) / energy) if energy > 0 else 0.5
-
-
-def _moderated(variance, freedom, where):
-    """Variances (H, W) of `freedom` degrees each, pulled to their neighbourhood's, and the degrees they then have.
-
-    where  pixels, bool (H, W), that tell how alike neighbours are
-    """
-    log = np.log(np.maximum(variance, max(_LEAST * variance.max(), np.finfo(float).tiny)))
-    around = gaussian_filter(log, _NEIGHBOURHOOD)
-    scatter = np.var((log - around)[where]) / _WITHOUT_ITSELF if where.any() else np.inf
-    prior = 2 * _inverse_trigamma(scatter - polygamma(1, freedom / 2))
-    bias = (digamma(freedom / 2) - np.log(freedom / 2)) - (digamma(prior / 2) - np.log(prior / 2))
-    pooled = np.exp(around - bias)
-    return (freedom * variance + prior * pooled) / (freedom + prior), freedom + prior
-
-
-def _inverse_trigamma(value):
-    """x with trigamma(x) = value, between 0.05 and 500."""
-    low, high = 0.05, 500.0
-    if value <= polygamma(1, high):
-        return high
-    if value >= polygamma(1, low):
-        return low
-    return brentq(lambda x: polygamma(1, x) - value, low, high)
 
 
 def _smooth(image):

@@ -73,4 +73,3 @@ def reconstruct_scans(
         images.append((make(scan=scan) / scan.scale).numpy())
         progress((index + 1) / len(scans))
     return Reconstruction(np.stack(images), record=record)
-

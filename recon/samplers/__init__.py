@@ -12,7 +12,7 @@ from torch import Tensor
 from mrigsure.denoiser import Prior
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.errors import InputError
-from mrigsure.posterior import PixelSpectrumSpread, draw
+from mrigsure.posterior import PixelSpectrumSpread, draw, most_levels
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Randomness, some
 from recon.samplers.ald import ald
@@ -48,16 +48,16 @@ class Sampler(Protocol):
 
 
 def default_sampler(bands: tuple[float, ...] = (1.0,)) -> Sampler:
-    """The project's own (mrigsure/posterior.py; docs/method.md, section 7), at 2 evaluations a level.
+    """The project's own (mrigsure/posterior.py; docs/method.md, section 7), at 3 evaluations for 2 levels.
 
     bands  factor on its spread, one per radial band; calibrated ones are `prior.config.spread`
     """
 
     @torch.no_grad()
     def default(denoise, batch, *, nfe, sigma_max, sigma_min, generator):
-        if nfe < 4:
-            raise InputError("nfe", str(nfe), "at least 4, two levels of two evaluations")
-        sigmas = sigma_schedule(nfe // 2, sigma_max, sigma_min)
+        if nfe < 3:
+            raise InputError("nfe", str(nfe), "at least 3, for two levels")
+        sigmas = sigma_schedule(most_levels(nfe), sigma_max, sigma_min)
         return draw(denoise, batch, sigmas, spread=PixelSpectrumSpread(bands), generator=generator)
 
     return default

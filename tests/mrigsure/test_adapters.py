@@ -100,7 +100,8 @@ def gaussian_posterior_mean(batch, state, sigma):
     mean = Wiener.gaussian.denoise(state, torch.full((2,), sigma))
     amplitude = (sigma**2 * power / (power + sigma**2)).sqrt().expand(2, *SHAPE)
     factor = PixelSpectrumFactor(torch.ones(2, *SHAPE), amplitude)
-    return solve_level(batch.operator, batch.kspace, batch.sigma0, mean, factor, torch.zeros_like(state))
+    seen = batch.operator.adjoint(batch.kspace)
+    return solve_level(batch.operator, seen, batch.sigma0, mean, factor, torch.zeros_like(state))
 
 
 def test_azulas_mmps_finds_the_gaussians_exact_posterior_mean(flat, batch):

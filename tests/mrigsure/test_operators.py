@@ -28,6 +28,16 @@ def test_adjoint(lines):
     assert abs(left - right) < 1e-5 * abs(left)
 
 
+@pytest.mark.parametrize("lines", [True, False])
+def test_white_noise_seen_by_the_adjoint_has_the_covariance_of_the_normal_operator(lines):
+    shape, coils = (4, 6), 2
+    a = operator(lines, batch=1, coils=coils, shape=shape)
+    samples, pixels = torch.eye(coils * 24, dtype=torch.complex64), torch.eye(24, dtype=torch.complex64)
+    seen = a.adjoint_of_white(samples.view(-1, coils, *shape)).flatten(1)
+    normal = a.normal(pixels.view(-1, *shape)).flatten(1).T
+    assert (seen.T @ seen.conj() - normal).abs().max() < 1e-5
+
+
 def test_full_sampling_is_the_identity():
     a = operator(True)
     full = SenseOperator(torch.ones_like(a.mask), a.sens_maps)

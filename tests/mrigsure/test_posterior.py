@@ -125,6 +125,13 @@ def test_the_unperturbed_sampler_is_under_dispersed():
     assert variance_ratio(images, covariance) < 0.8
 
 
+def test_solves_that_stop_early_leave_the_draws_too_wide_not_too_narrow(monkeypatch):
+    monkeypatch.setattr("mrigsure.posterior._MOST_ITERATIONS", 1)
+    prior, _ = stationary_prior(8)
+    images, _, covariance = draws_of(prior, prior.exact_spread, 16, 300)
+    assert 1.02 < variance_ratio(images, covariance) < 1.15
+
+
 def test_with_a_generator_each_draws_do_not_depend_on_the_batch():
     prior = nonstationary_prior(8)
     batch, _, _ = measurement(prior, 5)

@@ -21,10 +21,10 @@ def case(tmp_path, make_scan, write_scan):
     truth = write_scan(tmp_path / "truth" / "scan.h5", scan, slices=2, scale=4.0, target=True)
     target = np.stack([scan.target.numpy(), 1.1 * scan.target.numpy()]) / np.float32(4)
 
-    def write(image, std=None, method="cg-sense", **record):
+    def write(image, std=None, method="cg-sense", ends=(None, None), **record):
         path = tmp_path / method / "scan.h5"
         record = {"method": method, "scan_sha256": sha256(truth), "samples": 4} | record
-        write_reconstruction(path, Reconstruction(image.astype(np.complex64), std, record=record))
+        write_reconstruction(path, Reconstruction(image.astype(np.complex64), std, None, record, None, *ends))
         return path
 
     return target, write, truth
@@ -63,6 +63,20 @@ def test_uncertainty_is_judged_on_complex_values_only_against_the_scans_own_targ
         figures = evaluate(EvaluateSettings([str(path)], str(truth)))["files"][0]["slices"][0]
         assert figures["z2_of"] == kind
         assert (figures["z2"] > 10) == (kind == "complex")
+
+
+def test_coverage_is_that_of_the_body_and_a_broken_scorecard_is_said(case, capsys):
+    target, write, truth = case
+    clean = np.abs(target)
+    upper = np.where(np.arange(clean.shape[-1]) < clean.shape[-1] // 2, 1.1, 0.9) * clean  # half of it does not reach
+    card = json.dumps({"data_fit": {"value": 9.0, "least": 0.6, "most": 1.5, "holds": False}})
+    path = write(target, 0.1 * clean, "posterior", ends=(0.5 * clean, upper), interval=0.9, scorecard=card)
+    (row,) = evaluate(EvaluateSettings([str(path)], str(truth)))["files"]
+    assert row["coverage"] == pytest.approx(0.5, abs=0.1)
+    assert row["scorecard"]["data_fit"]["holds"] is False
+    printed = capsys.readouterr().out
+    assert f"{row['coverage']:.1%}" in printed and "90% intervals" in printed
+    assert "speak against its uncertainty (data_fit)" in printed
 
 
 def test_each_method_has_its_summary(case):

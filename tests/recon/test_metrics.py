@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recon.metrics import nmse, psnr, ssim, z_squared
+from recon.metrics import coverage, nmse, psnr, ssim, z_squared
 
 
 def _pair():
@@ -42,3 +42,12 @@ def test_z_squared_of_calibrated_draws_is_one(samples):
     assert z_squared(mean, target, std, samples) == pytest.approx(1, abs=0.04)
     assert z_squared(np.abs(mean), np.abs(target), std, samples) == pytest.approx(1, abs=0.05)
     assert z_squared(mean, target, std / 2, samples) == pytest.approx(4, abs=0.2)
+
+
+def test_coverage_counts_magnitudes_inside_the_mask_alone():
+    target = np.array([[1j, -2.0], [3.0, 4.0]])
+    lower, upper = np.full((2, 2), 1.0), np.array([[1.0, 1.5], [3.5, 9.0]])
+    assert coverage(lower, upper, target, np.ones((2, 2), bool)) == 0.75
+    assert coverage(lower, upper, target, np.array([[True, True], [False, False]])) == 0.5
+    with pytest.raises(ValueError, match="no pixel"):
+        coverage(lower, upper, target, np.zeros((2, 2), bool))

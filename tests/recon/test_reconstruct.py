@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import h5py
@@ -17,11 +18,12 @@ from recon.baselines import zero_filled
 from recon.reconstruct import reconstruct, reconstruct_scans
 from recon.reconstruction import read_reconstruction
 from recon.samplers import SAMPLERS
+from recon.spread_scale import without_lines
 
 
 @pytest.fixture(autouse=True)
 def _shipped_prior_is_gaussian(monkeypatch, gaussian_prior):
-    monkeypatch.setattr("recon.reconstruct.load_prior", lambda path, device: gaussian_prior)
+    monkeypatch.setattr("recon.reconstruct.load_prior", lambda *which: gaussian_prior)
 
 
 @pytest.fixture
@@ -69,17 +71,48 @@ def test_mean_and_spread_are_those_of_the_draws(scans, tmp_path):
     assert result.samples.shape == (2, 3, 48, 40)
     np.testing.assert_allclose(result.image, result.samples.mean(1), atol=1e-6)
     deviation = np.sqrt((np.abs(result.samples - result.samples.mean(1, keepdims=True)) ** 2).sum(1) / 2)
-    np.testing.assert_allclose(result.std, deviation, rtol=1e-4)
-    assert result.std.min() > 0
     record = result.record
+    assert record["spread_scale"] != 1 and record["spread_scale_error"] > 0
+    np.testing.assert_allclose(result.std, record["spread_scale"] * deviation, rtol=1e-4)
+    assert result.std.min() > 0
     assert (record["prior"], record["prior_sha256"]) == ("gaussian", "0" * 64)
     assert (record["samples"], record["nfe"], record["sampler"]) == (3, 8, "default")
     assert record["scan"] == "scan1.h5"
 
 
+def test_intervals_are_written_with_their_level_and_grow_with_it(scans, tmp_path):
+    widths = []
+    for level in (0.5, 0.9):
+        out = tmp_path / f"out{level}"
+        outputs = reconstruct(_settings(scans, out, interval=level, calibrate_scan=False))
+        with h5py.File(outputs[0]) as file:
+            lower, upper = file["lower"][()], file["upper"][()]
+            assert lower.dtype == upper.dtype == np.float32
+            assert lower.shape == (2, 48, 40) and lower.min() >= 0
+            assert file.attrs["interval"] == level and "spread_scale" not in file.attrs
+        widths.append(upper - lower)
+    assert (widths[1] > widths[0]).mean() > 0.95 and widths[0].min() > 0
+
+
+def test_a_volume_is_looked_at_in_three_slices_and_draws_what_it_would_without(make_scan, gaussian_prior, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(
+        "recon.posterior_volume.without_lines",
+        lambda scan, rng: looked_at.append(scan.name) or without_lines(scan, rng),
+    )
+    scans = [replace(make_scan((24, 20), seed=index), name=f"slice {index}") for index in range(7)]
+    options = {"samples": 2, "nfe": 6, "keep_samples": True}
+    with_scale, without = (
+        reconstruct_scans(scans, "posterior", gaussian_prior, calibrate_scan=calibrate, **options)
+        for calibrate in (True, False)
+    )
+    assert looked_at == ["slice 1", "slice 3", "slice 5"]
+    np.testing.assert_array_equal(with_scale.samples, without.samples)
+
+
 def test_the_posterior_of_a_gaussian_prior_is_the_regularised_solve(make_scan, gaussian_prior):
     scan = make_scan(noise_std=0.05)
-    result = reconstruct_scans([scan], "posterior", gaussian_prior, samples=16, nfe=32)
+    result = reconstruct_scans([scan], "posterior", gaussian_prior, samples=16, nfe=32, calibrate_scan=False)
     batch = scan.batch()
     shift = torch.tensor([scan.noise_std**2 / 0.5**2])
     exact = batch.operator.solve(batch.operator.adjoint(batch.kspace), shift)[0].numpy()
@@ -192,9 +225,9 @@ def test_warnings_are_kept_in_the_file_and_the_manifest_and_said_again_to_the_us
     path = write_scan(tmp_path / "scan.h5", make_scan(noise_std=0.3))
     with pytest.warns(ScanWarning, match="noise 0.3"):
         (output,) = reconstruct(_settings(path, tmp_path / "out"))
-    (text,) = json.loads(read_reconstruction(output).record["warnings"])
+    texts = json.loads(read_reconstruction(output).record["warnings"])
     (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
-    assert entry["warnings"] == [text] and text.startswith("scan#0: noise 0.3")
+    assert entry["warnings"] == texts and texts[0].startswith("scan#0: noise 0.3")
 
 
 def test_the_manifest_is_the_same_after_a_resumed_run(scans, tmp_path):

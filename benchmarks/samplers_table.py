@@ -1,0 +1,186 @@
+"""Tables, picture and bars out of the rows of samplers.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mrigsure.progress import status_table
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "samplers_quality.png"
+OURS, BUDGET = "default", "30"
+RIVALS = ("dps", "diffpir", "ula")
+GAINS = {  # section -> case -> dB over the rival: the best baseline, or L1-wavelet on real brains
+    "phantoms": {"R = 4": 1.0, "R = 8": 2.0},
+    "brain-16": {"R = 4": 0.0, "R = 8": 1.0},
+    "brains-8": {"R = 4": 0.0, "R = 8": 1.0, "Poisson R = 8": 1.0},
+}
+FASTER = {"dps": 15.0, "the fastest other": 3.0}
+OVERHEAD = 1.25
+
+
+@dataclass(frozen=True)
+class Bar:
+    """margin in dB, not below 0 where the bar is met; None where nothing was measured."""
+
+    what: str
+    found: str
+    margin: float | None
+
+
+def show(results: dict) -> tuple[float, bool]:
+    """Print everything and draw the picture; the worst margin, and whether every bar is met."""
+    sections = {}
+    for key, row in results.items():
+        section, *names = key.split("/")
+        sections.setdefault(section, {})[tuple(names)] = row
+    bars = []
+    for section in ("phantoms", "real-slices", "brain-16", "brains-8"):
+        bars += _compared(section, sections.get(section, {}))
+    bars += _evaluations(sections.get("evaluations", {}))
+    bars.append(_overhead(sections.get("overhead", {})))
+    bars.append(_spread(sections.get("spread", {})))
+    print("\nbars; margin in dB")
+    cells = [
+        (b.what, b.found, "", "not measured") if b.margin is None
+        else (b.what, b.found, f"{b.margin:+.2f}", "met" if b.margin >= 0 else "missed")
+        for b in bars
+    ]  # fmt: skip
+    status_table(cells, ("bar", "found", "margin", ""))
+    print(f"rows made with prior {', '.join(sorted({row['prior'] for row in results.values()})) or '-'}")
+    known = [bar.margin for bar in bars if bar.margin is not None]
+    return min(known, default=float("nan")), len(known) == len(bars) and min(known) >= 0
+
+
+def _compared(section, rows):
+    """Table of a section that has baselines, means over slices; its bars."""
+    bars, cells = [], []
+    for case in sorted({case for case, _ in rows}):
+        mine = [row for (name, _), row in rows.items() if name == case]
+        methods = list(mine[0]["held-out"])
+        digits = 3 if case == "held out" else 2
+
+        def average(key, by=None, mine=mine):
+            return float(np.mean([row[by][key] if by else row[key] for row in mine]))
+
+        base = []
+        for method in methods:
+            told = [average(method, by) for by in ("held-out", "truth") if by in mine[0]]
+            base.append(" / ".join(f"{value:.{digits}f}" for value in told))
+        ours = [f"{average(key):.{digits}f}" for key in ("mean", "one")]
+        cells.append([case, len(mine), *base, *ours, f"{average('z2'):.2f}" if "z2" in mine[0] else ""])
+        bar = GAINS.get(section, {}).get(case)
+        if bar is not None:
+            rivals = methods if section == "phantoms" else ["l1-wavelet"]
+            gain = average("mean") - max(average(method, "truth") for method in rivals)
+            bars.append(Bar(_gain_name(section, case, bar), f"{gain:+.2f} dB", gain - bar))
+    if cells:
+        print(f"\n{section}: PSNR in dB, lambda by held-out lines / by the truth; held out: energy missed")
+        status_table(cells, ("case", "rows", *methods, "mean of 8", "one", "z^2"))
+    else:
+        print(f"\n{section}: no rows")
+    seen = {bar.what for bar in bars}
+    names = [_gain_name(section, case, bar) for case, bar in GAINS.get(section, {}).items()]
+    return bars + [Bar(name, "", None) for name in names if name not in seen]
+
+
+def _gain_name(section, case, bar):
+    rival = "the best baseline" if section == "phantoms" else "L1-wavelet"
+    return f"{section}, {case}: {bar:+.0f} dB over {rival}"
+
+
+def _evaluations(rows):
+    """Every sampler and budget, means over the slices that all have; quality and time against the rivals."""
+    names = ["ours at 30 as good as the best rival at any count"]
+    names += [f"{factor:g} x faster than {rival} at equal quality" for rival, factor in FASTER.items()]
+    table = {}
+    for (sampler, nfe, _), row in rows.items():
+        table.setdefault(sampler, {}).setdefault(int(nfe), []).append(row)
+    table = {
+        sampler: {nfe: {k: np.mean([r[k] for r in mine]) for k in ("mean", "one", "z2", "seconds", "bare")}
+                  for nfe, mine in sorted(counts.items())}
+        for sampler, counts in sorted(table.items())
+    }  # fmt: skip
+    if not table:
+        print("\nevaluations: no rows")
+        return [Bar(name, "", None) for name in names]
+    print("\nevaluations: PSNR in dB of the mean of 4 / of one, z^2, seconds a draw (over bare evaluations)")
+    counts = sorted({nfe for mine in table.values() for nfe in mine})
+    cells = [[sampler, *(_cell(mine.get(nfe)) for nfe in counts)] for sampler, mine in table.items()]
+    status_table(cells, ("sampler", *map(str, counts)))
+    _picture(table)
+    ours = table.get(OURS, {}).get(int(BUDGET))
+    if ours is None or any(rival not in table for rival in RIVALS):
+        return [Bar(name, "", None) for name in names]
+    best = {rival: max(row["mean"] for row in table[rival].values()) for rival in RIVALS}
+    leader = max(best, key=best.get)
+    gap = ours["mean"] - best[leader]
+    speed = {rival: _seconds_to(table[rival], ours["mean"]) / ours["seconds"] for rival in RIVALS}
+    other = min((rival for rival in RIVALS if rival != "dps"), key=speed.get)
+    found = {"dps": ("dps", speed["dps"]), "the fastest other": (other, speed[other])}
+    return [Bar(names[0], f"{gap:+.2f} dB, {leader}", gap)] + [
+        Bar(name, f"{found[rival][1]:.1f} x, {found[rival][0]}", 10 * np.log10(found[rival][1] / factor))
+        for name, (rival, factor) in zip(names[1:], FASTER.items(), strict=True)
+    ]
+
+
+def _cell(row):
+    if row is None:
+        return ""
+    ratio = row["seconds"] / row["bare"]
+    return f"{row['mean']:.1f} / {row['one']:.1f}  {row['z2']:.1f}  {row['seconds']:.2f} ({ratio:.1f})"
+
+
+def _seconds_to(rival, quality):
+    """Least time in which a sampler is as good; where it never is, the time of its best."""
+    enough = [row["seconds"] for row in rival.values() if row["mean"] >= quality]
+    return min(enough) if enough else max(rival.values(), key=lambda row: row["mean"])["seconds"]
+
+
+def _overhead(rows):
+    name = f"ours within {OVERHEAD:.2f} x the time of its bare evaluations"
+    if not rows:
+        return Bar(name, "", None)
+    ratio = sum(row["seconds"] for row in rows.values()) / sum(row["bare"] for row in rows.values())
+    return Bar(name, f"{ratio:.2f} x", 10 * np.log10(OVERHEAD / ratio))
+
+
+def _spread(rows):
+    """Least, mean and largest PSNR by noise and anatomical level; the worst slice against CG-SENSE."""
+    name = "no slice of the volume below CG-SENSE"
+    if not rows:
+        print("\nspread: no rows")
+        return Bar(name, "", None)
+    cells = []
+    for noise, level in dict.fromkeys(key[:2] for key in sorted(rows, key=lambda k: (float(k[0]), int(k[2])))):
+        mine = [row for key, row in rows.items() if key[:2] == (noise, level)]
+        ours, base = (np.array([row[key] for row in mine]) for key in ("mean", "cg-sense"))
+        spans = [f"{v.min():.1f} {v.mean():.1f} {v.max():.1f}" for v in (ours, base, ours - base)]
+        cells.append([noise, level, len(mine), *spans, f"{np.mean([row['z2'] for row in mine]):.2f}"])
+    print("\nspread: PSNR in dB, least, mean and largest over slices; CG-SENSE with lambda by held-out lines")
+    status_table(cells, ("noise", "level", "slices", "ours", "CG-SENSE", "gain", "z^2"))
+    (key, worst) = min(rows.items(), key=lambda item: item[1]["mean"] - item[1]["cg-sense"])
+    gap = worst["mean"] - worst["cg-sense"]
+    return Bar(name, f"{gap:+.2f} dB, {' '.join(key)}", gap)
+
+
+def _picture(table):
+    """PSNR of the mean of 4 draws against evaluations and against time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, (sampler, rows) in enumerate(table.items()):
+        style = {"marker": "o", "markersize": 4, "color": f"C{number}"}
+        style |= {"linewidth": 3, "color": "black", "zorder": 3} if sampler == OURS else {"linewidth": 1.2}
+        quality = [row["mean"] for row in rows.values()]
+        left.plot(list(rows), quality, label="mrigsure's default" if sampler == OURS else sampler, **style)
+        right.plot([row["seconds"] for row in rows.values()], quality, **style)
+    left.set(xscale="log", xlabel="network evaluations a draw", ylabel="PSNR of the mean of 4 draws, dB")
+    right.set(xscale="log", xlabel="processor seconds a draw, one thread")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(PICTURE, dpi=110)
