@@ -4,9 +4,9 @@
     python benchmarks/samplers.py --run SECTION [--slices N ...]  measure a section, row by row, into the results
 
 A row that is there already and was made with the prior at hand is kept, so that a run which was stopped goes on; where
-the sampler itself has changed, --again measures all of them. "Ours"
-is always what `mrigsure reconstruct` does untouched: 8 samples at 30 evaluations. Baselines are measured with lambda
-chosen on held-out lines, as a user would, and on the truth, as nobody can; the bars take the second.
+the sampler itself has changed, --again measures all of them. "Ours" is always what `mrigsure reconstruct` does
+untouched: 8 samples at 30 evaluations. Baselines are measured with lambda chosen on held-out lines, as a user would,
+and on the truth, as nobody can; the bars take the second.
 
     phantoms     a head that training never drew, 128 x 128, 8 coils, true maps, random lines, noise 0.08
     real-slices  real images of shared/data with simulated coils and phase

@@ -36,12 +36,14 @@ def draw_scans(
     round_number: int,
     denoise: Denoise,
     spread: Spread,
+    perturb: bool = True,
     lowest: float,
     device,
     share: tuple[int, int],
 ) -> Iterable[int]:
     """New draws of this process's share of the scans `indices` into `chains`; yields how many are done.
 
+    perturb  False gives point estimates in place of draws
     lowest  the least level at which `denoise` is defined
     share   (number, count) of the processes that divide the work
     """
@@ -65,6 +67,7 @@ def draw_scans(
     step = EStep(
         denoise=denoise,
         spread=spread,
+        perturb=perturb,
         levels=settings.round_levels,
         samples=settings.round_samples,
         sigma_max=settings.sigma_max,

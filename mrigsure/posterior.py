@@ -146,7 +146,8 @@ def draw(
         if perturb and not (last and sigma <= quiet):
             perturbed = seen + image_sigma0 * operator.adjoint_of_white(noise(kspace.shape))
             prior_noise = noise(x0.shape)
-        most = _NOISY_ITERATIONS if sigma > _NOISY else _MOST_ITERATIONS
+        hidden = sigma > _NOISY and eta == 1  # a smaller eta keeps what the solve leaves
+        most = _NOISY_ITERATIONS if hidden else _MOST_ITERATIONS
         most = _MOST_WITH_SETS if operator.has_sets else most
         estimate = solve_level(operator, perturbed, batch.sigma0, x0, factor, prior_noise, most)
         estimate = estimate[:, 0] if operator.has_sets else estimate

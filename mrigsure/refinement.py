@@ -3,6 +3,9 @@
 A chain is a scan's current draw. The first round draws from sigma_max; every later round adds noise of 2 sigma_data to
 the chain and draws from there with few levels. A spread below the truth's is compounded by every round, so each round
 draws with an R that was calibrated on held-out lines just before (calibrate.py).
+
+The first stage's prior is rough, and its draws hold the texture of R where nothing was measured, which takes rounds to
+fade. So a round of point estimates comes first: they are sharp, and the spread that they lack the draws bring back.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,6 +30,7 @@ class EStep:
 
     denoise       the current prior
     spread        of R, calibrated
+    perturb       False gives point estimates in place of draws
     levels        of a chain that goes on; a new one takes at least FIRST_LEVELS
     samples       draws kept of each scan
     sigma_max     where new chains start
@@ -36,6 +40,7 @@ class EStep:
 
     denoise: Denoise
     spread: Spread
+    perturb: bool
     levels: int
     samples: int
     sigma_max: float
@@ -62,7 +67,8 @@ class EStep:
                 state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
                 sigma_max, levels = RESTART_SIGMA, self.levels
             sigmas = sigma_schedule(levels, sigma_max, self.sigma_min)
-            drawn = draw(self.denoise, batch, sigmas, spread=self.spread, generator=rng, start=state)
+            options = {"spread": self.spread, "perturb": self.perturb, "generator": rng, "start": state}
+            drawn = draw(self.denoise, batch, sigmas, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):
                 chains[index] = images.clone()
             done += len(part)

@@ -161,6 +161,8 @@ class TrainSettings:
             expectation-maximisation
         steps: updates of the first stage; may be 0 with --init-from or --start gaussian
         rounds: refinement rounds (expectation-maximisation) after the first stage
+        estimate_rounds: rounds at the start that learn from point estimates, sharp and with too little spread, before
+            the others learn from draws
         round_steps: updates in each round
         round_scans: scans drawn anew in each round; 0 means all
         round_samples: draws kept of each scan
@@ -199,6 +201,7 @@ class TrainSettings:
     start: Literal["network", "gaussian"] = "network"
     steps: int = 3000
     rounds: int = 6
+    estimate_rounds: int = 1
     round_steps: int = 500
     round_scans: int = 0
     round_samples: int = 1
@@ -235,7 +238,7 @@ class TrainSettings:
         _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
         _within(self, 2, "round_levels")
         _within(
-            self, 0, "rounds", "round_scans", "patience", "crop", "checkpoint_minutes", "seconds", "threads", "seed"
+            self, 0, "rounds", "estimate_rounds", "round_scans", "patience", "crop", "checkpoint_minutes", "seconds", "threads", "seed"
         )
         _within(self, 0, "learning_rate", "ema", "decay", "anchor", most=1)
         _within(self, 0, "delta", most=0.95)

@@ -226,6 +226,10 @@ class Trainer:
 
     # --- the E-step ---
 
+    def _estimates(self) -> bool:
+        """Whether this round learns from point estimates; a network's first stage needs that, and a Gaussian does not."""
+        return self.round <= self.settings.estimate_rounds and self.settings.start == "network"
+
     def _draw_chains(self):
         indices = scans_to_draw(self.settings, self.archive, self.round)
         chains = dict(self.chains)
@@ -238,6 +242,7 @@ class Trainer:
             round_number=self.round,
             denoise=self.denoise,
             spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
+            perturb=not self._estimates(),
             lowest=self.lowest,
             device=self.device,
             share=(self.accelerator.process_index, processes),
@@ -283,7 +288,8 @@ class Trainer:
         if self.settings.rounds:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
         better = not self.best or figures.energy < self.best["energy"]
-        lost = () if better or self.settings.objective == "denoised" else _lost_bands(drawn, self.before.get("power"))
+        checked = not (better or self._estimates() or self.settings.objective == "denoised")
+        lost = _lost_bands(drawn, self.before.get("power")) if checked else ()
         self._record(
             figures,
             bands=[round(band, 3) for band in self.bands],

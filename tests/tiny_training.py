@@ -45,6 +45,7 @@ def settings(scans, out, **changes):
         out=str(out),
         steps=2,
         rounds=1,
+        estimate_rounds=0,
         round_steps=2,
         round_scans=4,
         round_levels=2,

@@ -35,7 +35,7 @@ def test_two_processes_learn_as_one_with_twice_the_batches(tiny_scans, tmp_path,
     words = (
         f"train {tiny_scans} --objective gsure --steps 3 --rounds 1 --round-steps 3 --round-scans 3 --round-levels 2"
     )
-    words += " --channels 8 8 --batch-size 1 --accumulate 2 --validation-scans 1"
+    words += " --estimate-rounds 0 --channels 8 8 --batch-size 1 --accumulate 2 --validation-scans 1"
     words += " --precision no --device cpu --threads 1 --tensorboard"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = python(*launch, script, tmp_path / "two.json", *words.split(), "--out", tmp_path / "two")

@@ -207,6 +207,24 @@ def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     assert (folder / "model.safetensors").read_bytes() == (learned / "model.safetensors").read_bytes()
 
 
+def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned, tiny_scans, tmp_path, monkeypatch):
+    perturbed, plain = [], EStep.update
+
+    def update(step, scans, indices, chains):
+        perturbed.append(step.perturb)
+        yield from plain(step, scans, indices, chains)
+        if not step.perturb:
+            chains |= {index: 0.5 * chains[index] for index in indices}
+
+    monkeypatch.setattr(EStep, "update", update)
+    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 4)
+    options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
+    options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
+    folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
+    assert perturbed == [False, True]
+    assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
+
+
 # --- updates ---
 
 
