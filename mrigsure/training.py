@@ -227,7 +227,7 @@ class Trainer:
     # --- the E-step ---
 
     def _estimates(self) -> bool:
-        """Whether this round learns from point estimates; a network's first stage needs that, and a Gaussian does not."""
+        """Whether this round learns from point estimates: after a network's first stage, not after a Gaussian."""
         return self.round <= self.settings.estimate_rounds and self.settings.start == "network"
 
     def _draw_chains(self):

@@ -13,7 +13,7 @@ points were held out, or where noise hides the error.
 
 What it cannot do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where
 in the image the spread is too small, nor an error that all lines share is found. Coverage is therefore measured, on
-phantoms (benchmarks/coverage.py).
+phantoms (benchmarks/interval_coverage.py).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from mrigsure.validation import BANDS
 
 FRACTION = 0.2  # of the lines outside the calibration region, in each fold
 FOLDS, SAMPLES = 2, 2  # lines are few: two halves predicted by two draws each tell more than one by four
-TAU = 0.6  # of log a from scan to scan; 0.58 on 24 phantoms of the shipped prior's own population
+TAU = 0.6  # of log a from scan to scan: root mean square on 24 phantoms of the shipped prior's own population
 _GRID = np.linspace(-6 * TAU, 6 * TAU, 481)  # of log a
 
 

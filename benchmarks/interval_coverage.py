@@ -1,6 +1,6 @@
 """Do stated 90% intervals hold 90% of the truth? Phantoms of the shipped prior's own population.
 
-    python benchmarks/coverage.py [--quick] [--prior FOLDER] [--slices N] [--heads train|test]
+    python benchmarks/interval_coverage.py [--quick] [--prior FOLDER] [--slices N] [--heads train|test]
 
 The scans have the distribution of examples/train_shipped_prior.sh at 128 x 128, drawn anew: the heads that training
 drew in new cuts, contrasts and phases, 5 to 12 coils, noise 0.03 to 0.12, random and Gaussian lines, a centre of 9%; at
