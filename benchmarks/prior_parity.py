@@ -19,12 +19,16 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mrigsure.archive import open_archive
+from mrigsure.calibrate import calibrate_spread
 from mrigsure.denoiser import Prior, load_prior
+from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import fft2c, radial_bands
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal, random_slice
@@ -42,6 +46,7 @@ CENTER = {2: 0.16, 4: 0.125, 6: 0.08, 8: 0.06}
 ORACLE_RATES, BEST = "R4", "solve"
 BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
 SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 16
+VALIDATION, VALIDATION_SCANS = 0.02, 16
 LEVELS_OF_NMSE = (0.2, 0.4, 1.2, 4.0)  # of SIGMA_DATA
 ARMS = {
     "gsure": {"objective": "gsure", "input": "adjoint"},
@@ -119,6 +124,17 @@ def archive(folder, bench, count, rates):
     return folder
 
 
+def calibrated(prior: Prior, scans, seed) -> Prior:
+    """With the spread calibrated on the scans that training held apart, for the sampler and levels of `measure`."""
+    archive = open_archive([str(scans)], VALIDATION, seed)
+    pool = archive.validation
+    chosen = [archive.scans[i] for i in pool[:: max(1, len(pool) // VALIDATION_SCANS)][:VALIDATION_SCANS]]
+    sigmas = sigma_schedule(LEVELS, prior.config.sigma_max, prior.config.sigma_min)
+    bands, _ = calibrate_spread(prior.denoise, chosen, sigmas, seed=seed)
+    config = replace(prior.config, spread=bands)
+    return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
+
+
 def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) -> dict:
     """Figures of one prior: per rate PSNR and SSIM of one sample and of the mean, slice by slice, z^2, power; NMSE."""
     shape = (SIZE[bench],) * 2
@@ -176,8 +192,8 @@ def run(options):
         round_scans=options.round_scans,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        validation=0.02,
-        validation_scans=16,
+        validation=VALIDATION,
+        validation_scans=VALIDATION_SCANS,
         decay=options.decay,
         keep_rounds=True,
         resume=True,
@@ -190,7 +206,7 @@ def run(options):
     for number in [0] if oracle else options.measure:
         folder = work / name / (f"round_{number}")
         if folder.is_dir():
-            prior = load_prior(folder, precision="bf16")
+            prior = calibrated(load_prior(folder, precision="bf16"), scans, options.seed)
             row = measure(prior, options.bench, options.test_rates, options.slices)
             row["without_truth"] = {key: prior.record["history"][-1][key] for key in ("residual", "z2", "energy")}
             row["settings"] = {k: v for k, v in vars(options).items() if k not in ("work", "quick")}

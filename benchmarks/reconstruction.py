@@ -11,8 +11,10 @@ import argparse
 import sys
 
 import numpy as np
+import torch
 
 from mrigsure.denoiser import load_prior
+from mrigsure.devices import pick_precision
 from mrigsure.phantoms import TEST_HEADS, random_scan
 from mrigsure.progress import status_table, track
 from recon.metrics import psnr, ssim, z_squared
@@ -22,7 +24,7 @@ METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "tv", "posterior")
 CENTER_FRACTION = {2: 0.16, 4: 0.1, 6: 0.08, 8: 0.06}
 
 
-def measure(prior, acceleration, size, slices, samples, levels):
+def measure(prior, acceleration, size, slices, samples, nfe):
     """Method -> (PSNR, SSIM, z^2), means over slices."""
     figures = {method: [] for method in METHODS}
     for index in track(range(slices), f"R = {acceleration}"):
@@ -35,7 +37,7 @@ def measure(prior, acceleration, size, slices, samples, levels):
         )
         target = scan.target.numpy()
         for method in METHODS:
-            made = reconstruct_scans([scan], method, prior, samples=samples, nfe=2 * levels, seed=index)
+            made = reconstruct_scans([scan], method, prior, samples=samples, nfe=nfe, seed=index)
             image = made.image[0] * scan.scale
             z2 = np.nan if made.std is None else z_squared(image, target, made.std[0] * scan.scale, samples)
             figures[method].append((psnr(abs(image), abs(target)), ssim(abs(image), abs(target)), z2))
@@ -49,9 +51,9 @@ def main():
     parser.add_argument("--slices", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
-    prior = load_prior(options.prior)
+    prior = load_prior(options.prior, precision=pick_precision("auto", torch.device("cpu")))
     rates = (4, 8) if options.quick else (2, 4, 6, 8)
-    setting = (64, 2, 4, 12) if options.quick else (options.size, options.slices, 8, 20)
+    setting = (64, 2, 4, 24) if options.quick else (options.size, options.slices, 8, 30)
     rows, gains = [], []
     for rate in rates:
         result = measure(prior, rate, *setting)
@@ -59,9 +61,9 @@ def main():
         gains.append(result["posterior"][0] - best)
         for method, (decibel, similarity, z2) in result.items():
             rows.append([rate, method, f"{decibel:.2f}", f"{similarity:.3f}", "" if np.isnan(z2) else f"{z2:.2f}"])
-    size, slices, samples, levels = setting
+    size, slices, samples, nfe = setting
     print(
-        f"prior {prior.name} {prior.sha256[:8]}, {size} x {size}, {slices} slices, {samples} draws of {levels} levels"
+        f"prior {prior.name} {prior.sha256[:8]}, {size} x {size}, {slices} slices, {samples} draws of {nfe} evaluations"
     )
     status_table(rows, ("R", "method", "PSNR dB", "SSIM", "z^2"))
     gain = float(np.mean(gains))

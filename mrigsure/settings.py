@@ -438,7 +438,7 @@ class AuditSettings:
         samples: images generated
         count: files of either kind of which a scan is reconstructed from a few lines
         draws: posterior draws of each
-        levels: network evaluations a sample or draw
+        levels: noise levels of a sample or draw
         device: auto, cpu or cuda
         seed: every random choice derives from it
     """
