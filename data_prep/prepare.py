@@ -6,7 +6,6 @@ that a killed run is resumed by repeating it. A file that cannot be prepared is 
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,9 @@ from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.manifest import (
     NAME,
     as_given,
-    failed_entry,
     heard,
-    one_line,
-    only_error,
+    output_files,
+    report_failures,
     whole_path,
     without_folders,
     write_manifest,
@@ -49,7 +47,7 @@ def prepare(settings: PrepareSettings) -> list[Path]:
     manifest. Where there was one file only, its error is the InputError.
     """
     raw, folder = raw_files(settings.raw), Path(settings.out)
-    outputs = _outputs(raw, folder)
+    outputs = output_files(raw, folder, "raw file")
     if settings.scheduler is None:
         pick_device(settings.device)  # now, rather than file by file
     if settings.dry_run:
@@ -109,11 +107,7 @@ def _prepare_all(raw, outputs, settings):
             else:
                 entries[number], was_there = outcome.value
                 kept += was_there
-    if errors and len(raw) == 1:
-        raise only_error(errors[0], raw[0]) from errors[0]
-    for number, error in sorted(errors.items()):
-        entries[number] = failed_entry(raw[number], outputs[number], one_line(error, raw[number]))
-        warnings.warn(f"{one_line(error, raw[number])}; skipped", ScanWarning, stacklevel=2)
+    report_failures(raw, outputs, entries, errors)
     return entries, errors, kept
 
 
@@ -126,20 +120,6 @@ def _say_blind(ensemble):
     if ensemble["blind_share"] > _BLIND:
         text += f"; {ensemble['blind_share']:.1%} of the modes are seen by no scan (`mrigsure feasibility` says more)"
     say(text)
-
-
-def _outputs(raw: Sequence[Path], folder: Path) -> list[Path]:
-    outputs = [folder / f"{path.stem}.h5" for path in raw]
-    first = {}
-    for path, output in zip(raw, outputs, strict=True):
-        if output in first:
-            raise InputError(
-                path, f"the name of {first[output]} again", "raw files of different names: one output each"
-            )
-        if output.resolve() == path.resolve():
-            raise InputError(folder, f"the raw file {path.name} where its output would go", "another output folder")
-        first[output] = path
-    return outputs
 
 
 def _is_done(output, source, settings, digest=None, density=None):

@@ -20,12 +20,6 @@ NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
 
-def failed_entry(path: Path, output: Path, error: str) -> dict:
-    """The entry of a file that could not be done."""
-    source = path.name
-    return {"source": source, "output": output.name, "status": "failed", "error": without_folders(error, path, output)}
-
-
 def write_manifest(folder: Path, entries: Sequence[dict], parameters: dict, **more) -> Path:
     """Write manifest.json into the folder, whole or not at all; `more` stands beside the entries."""
     manifest = {
@@ -61,16 +55,34 @@ def as_given(text: str, path) -> str:
     return text.replace(whole_path(path), str(path))
 
 
-def one_line(error: Exception, path) -> str:
-    """What went wrong with a file; an InputError names its file itself."""
-    return as_given(str(error), path) if isinstance(error, InputError) else f"{path}: internal error: {error}"
+def output_files(paths: Sequence[Path], folder: Path, kind: str) -> list[Path]:
+    """One .h5 in `folder` for each of `paths`, files that `kind` names. InputError where two would share one, or where
+    one would take the place of its own source."""
+    outputs = [folder / f"{path.stem}.h5" for path in paths]
+    first = {}
+    for path, output in zip(paths, outputs, strict=True):
+        if output in first:
+            raise InputError(path, f"the name of {first[output]} again", f"{kind}s of different names: one output each")
+        if output.resolve() == path.resolve():
+            raise InputError(folder, f"the {kind} {path.name} where its output would go", "another output folder")
+        first[output] = path
+    return outputs
 
 
-def only_error(error: Exception, path) -> Exception:
-    """What to raise where there was one file only: its own error, with the path as the user gave it."""
-    if not isinstance(error, InputError):
-        return error
-    return InputError(as_given(error.where, path), error.found, error.expected)
+def report_failures(
+    paths: Sequence[Path], outputs: Sequence[Path], entries: list, errors: dict[int, Exception]
+) -> None:
+    """Warn of every file that could not be done and put its entry among the `entries`; of a single file raise its own
+    error, with the path as the user gave it."""
+    if errors and len(paths) == 1:
+        error = errors[0]
+        if isinstance(error, InputError):
+            raise InputError(as_given(error.where, paths[0]), error.found, error.expected) from error
+        raise error
+    for number, error in sorted(errors.items()):
+        text = _one_line(error, paths[number])
+        entries[number] = _failed_entry(paths[number], outputs[number], text)
+        warnings.warn(f"{text}; skipped", ScanWarning, stacklevel=3)
 
 
 @contextmanager
@@ -85,6 +97,16 @@ def heard() -> Iterator[Callable[[], list[str]]]:
         yield so_far
     for text in so_far():
         warnings.warn(text, ScanWarning, stacklevel=3)
+
+
+def _failed_entry(path, output, error):
+    error = without_folders(error, path, output)
+    return {"source": path.name, "output": output.name, "status": "failed", "error": error}
+
+
+def _one_line(error, path):
+    """What went wrong with a file; an InputError names its file itself."""
+    return as_given(str(error), path) if isinstance(error, InputError) else f"{path}: internal error: {error}"
 
 
 def _number(value):

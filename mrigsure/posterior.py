@@ -54,7 +54,8 @@ class Factor(Protocol):
 
 
 Spread = Callable[[Denoise, Tensor, Tensor, float, Randomness], Factor]
-"""spread(denoise, x, x0, sigma, generator): the factor of R ~ Cov(x | x_sigma) at one level."""
+"""spread(denoise, x, x0, sigma, generator): the factor of R ~ Cov(x | x_sigma) at one level. A PixelSpectrumSpread
+remembers its probes from level to level, and stands for the function that its `start` gives for each draw."""
 
 
 def posterior_samples(
@@ -75,8 +76,7 @@ def posterior_samples(
     """
     scans = batch.sigma0.shape[0]
     spread = PixelSpectrumSpread(prior.config.spread)
-    lowest = max(prior.config.sigma_min, min(float(batch.sigma0.min()) / 4, prior.config.sigma_max / 10))
-    sigmas = sigma_schedule(levels, prior.config.sigma_max, lowest)
+    sigmas = sigma_schedule(levels, prior.config.sigma_max, lowest_level(prior, batch))
     order = torch.arange(scans).repeat_interleave(samples)
     images, done = [], 0
     for items in order.split(chunk):
@@ -91,6 +91,11 @@ def posterior_samples(
         images.append(draw(prior.denoise, part, sigmas, spread=spread, generator=rng, after_level=report))
         done += len(items) * evaluations(levels)
     return torch.cat(images).unflatten(0, (scans, samples))
+
+
+def lowest_level(prior: Prior, batch: ScanBatch) -> float:
+    """Where draws end: at a quarter of the scans' noise, but where the prior is defined."""
+    return max(prior.config.sigma_min, min(float(batch.sigma0.min()) / 4, prior.config.sigma_max / 10))
 
 
 def evaluations(levels: int) -> int:
@@ -264,9 +269,6 @@ class PixelSpectrumSpread:
             return PixelSpectrumFactor(relative.sqrt(), variance.sqrt())
 
         return at_level
-
-    def __call__(self, denoise, x, x0, sigma, generator):
-        return self.start()(denoise, x, x0, sigma, generator)
 
     def _probe(self, denoise, x, x0, sigma, generator):
         """Relative local variance and radial spectrum of J, both (batch, H, W)."""

@@ -22,10 +22,9 @@ from mrigsure.files import sha256
 from mrigsure.manifest import (
     NAME,
     as_given,
-    failed_entry,
     heard,
-    one_line,
-    only_error,
+    output_files,
+    report_failures,
     whole_path,
     without_folders,
     write_manifest,
@@ -55,7 +54,7 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     only, its error is the InputError.
     """
     paths, folder = prepared_files(settings.scans), Path(settings.out)
-    outputs = _outputs(paths, folder)
+    outputs = output_files(paths, folder, "scan")
     digest = ""
     if settings.method in _LEARNED:
         # a scheduler's workers may have what this machine lacks
@@ -143,11 +142,7 @@ def _reconstruct_all(paths, outputs, settings, digest):
             else:
                 entries[number], was_there = outcome.value
                 kept += was_there
-    if errors and len(paths) == 1:
-        raise only_error(errors[0], paths[0]) from errors[0]
-    for number, error in sorted(errors.items()):
-        entries[number] = failed_entry(paths[number], outputs[number], one_line(error, paths[number]))
-        warnings.warn(f"{one_line(error, paths[number])}; skipped", ScanWarning, stacklevel=2)
+    report_failures(paths, outputs, entries, errors)
     return entries, errors, kept
 
 
@@ -199,18 +194,6 @@ def _slices(path):
         return volume_facts(path).kspace_shape[0]
     except InputError:
         return 1
-
-
-def _outputs(paths, folder):
-    outputs = [folder / f"{path.stem}.h5" for path in paths]
-    first = {}
-    for path, output in zip(paths, outputs, strict=True):
-        if output in first:
-            raise InputError(path, f"the name of {first[output]} again", "scans of different names: one output each")
-        if output.resolve() == path.resolve():
-            raise InputError(folder, f"the scan {path.name} where its output would go", "another output folder")
-        first[output] = path
-    return outputs
 
 
 def _parameters(settings, model_sha256):

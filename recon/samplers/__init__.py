@@ -12,7 +12,7 @@ from torch import Tensor
 from mrigsure.denoiser import Prior
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.errors import InputError
-from mrigsure.posterior import PixelSpectrumSpread, draw, most_levels
+from mrigsure.posterior import PixelSpectrumSpread, draw, lowest_level, most_levels
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Randomness, some
 from recon.samplers.ald import ald
@@ -100,7 +100,7 @@ def draws(
     if sampler_name not in SAMPLERS:
         raise InputError("sampler", repr(sampler_name), f"one of {', '.join(SAMPLERS)}")
     sample = default_sampler(prior.config.spread) if sampler_name == DEFAULT else SAMPLERS[sampler_name]
-    lowest = max(prior.config.sigma_min, min(float(batch.sigma0.min()) / 4, prior.config.sigma_max / 10))
+    lowest = lowest_level(prior, batch)
     scans = batch.sigma0.shape[0]
     done, total = 0, nfe * samples * scans
 
