@@ -118,10 +118,10 @@ def test_tweedie_learns_above_the_noise_first_and_then_down_to_a_quarter_of_it(
         return plain(denoise, batch, sigma, rng)
 
     monkeypatch.setattr(losses, "ambient_tweedie", heard)
-    options = dict(objective="tweedie", rounds=0, steps=12, batch_size=4)
+    options = dict(objective="tweedie", rounds=0, steps=24, batch_size=8)
     prior = load_prior(train(settings(full_scans, tmp_path / "prior", **options)))
-    first, second = torch.cat(seen[:6]), torch.cat(seen[6:])
-    assert len(seen) == 12 and first.min() >= 1.02 - 1e-6
+    first, second = torch.cat(seen[:12]), torch.cat(seen[12:])
+    assert len(seen) == 24 and first.min() >= 1.02 - 1e-6
     assert 0.25 - 1e-6 <= second.min() < 1
     assert prior.config.sigma_min == pytest.approx(open_archive([str(full_scans)], 0.1, 0).record["noise_std"][0] / 4)
     with pytest.raises(InputError, match="expected fully sampled scans for --objective tweedie"):
