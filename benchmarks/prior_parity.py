@@ -48,12 +48,13 @@ BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
 SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 16
 VALIDATION, VALIDATION_SCANS = 0.02, 16
 LEVELS_OF_NMSE = (0.2, 0.4, 1.2, 4.0)  # of SIGMA_DATA
+MEASURED = 0.75  # share of a draw's loss on what its scan measured
 ARMS = {
-    "gsure": {"objective": "gsure", "input": "adjoint"},
-    "split": {"objective": "split", "input": "adjoint"},
-    "heldout": {"objective": "heldout", "input": "adjoint"},
-    "solve": {"objective": "heldout", "input": "solve", "anchor": 0.25},
-    "gaussian": {"start": "gaussian", "anchor": 0.25},
+    "gsure": {"objective": "gsure", "input": "adjoint", "measured": MEASURED},
+    "split": {"objective": "split", "input": "adjoint", "measured": MEASURED},
+    "heldout": {"objective": "heldout", "input": "adjoint", "measured": MEASURED},
+    "solve": {"objective": "heldout", "input": "solve", "measured": MEASURED},
+    "gaussian": {"start": "gaussian", "measured": MEASURED},
     "oracle": {"objective": "supervised"},
 }
 SIZE = {"phantom": 64, "real": 128, "tiny": 32}

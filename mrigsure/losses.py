@@ -5,6 +5,8 @@ The loss of a scan is lambda(sigma) times the squared error of objectives.py, wi
 part) alone: an update can be redone, on any process.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,22 @@ from mrigsure.tweedie import ambient_tweedie
 _ABOVE = 1.02  # of sigma0: as near to it as objectives without a split come
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Draws of scans, complex (batch, H, W), and the scans that they are draws of, augmented alike."""
+
+    images: Tensor
+    scans: ScanBatch
+
+    def to(self, device) -> "Drawn":
+        return Drawn(self.images.to(device), self.scans.to(device))
+
+
 def pick_batch(
     settings: TrainSettings, archive: Archive, chains: dict[int, Tensor], names: tuple[int, int, int]
-) -> ScanBatch | Tensor:
-    """Scans of one matrix size, or images (batch, H, W): the round's draws, or an oracle's truth.
+) -> ScanBatch | Drawn | Tensor:
+    """Scans of one matrix size, or images (batch, H, W): the round's draws, with their scans or without, or an oracle's
+    truth.
 
     In a round a share `anchor` of the updates keeps to the scans and the first stage's objective.
     """
@@ -36,7 +50,11 @@ def pick_batch(
     picks = [alike[pick] for pick in torch.randint(len(alike), (size,), generator=rng).tolist()]
     if refining:
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
-        return torch.stack([chains[i][k] for i, k in zip(picks, which, strict=True)])
+        images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
+        if not settings.measured:
+            return torch.stack(images)
+        alike = [augment_scan(replace(scans[i], target=x), rng) for i, x in zip(picks, images, strict=True)]
+        return _cropped(Drawn(torch.stack([scan.target for scan in alike]), collate(alike)), settings.crop, rng)
     if settings.objective == "supervised":
         return torch.stack([scans[i].target for i in picks])
     return collate([augment_scan(scans[i], rng) for i in picks])
@@ -45,7 +63,7 @@ def pick_batch(
 def scan_losses(
     settings: TrainSettings,
     denoise: Denoise,
-    batch: ScanBatch | Tensor,
+    batch: ScanBatch | Drawn | Tensor,
     names: tuple[int, int, int],
     *,
     sigma_data: float,
@@ -62,6 +80,10 @@ def scan_losses(
         images = random_crop(augment(batch, rng), settings.crop, rng).to(device)
         sigma = draw_sigma(torch.full((len(images),), lowest_refined), settings.sigma_max, rng).to(device)
         loss = denoising(denoise, images, sigma, noise)
+    elif isinstance(batch, Drawn):
+        sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined), settings.sigma_max, rng).to(device)
+        drawn = batch.to(device)
+        loss = denoising(denoise, drawn.images, sigma, noise, scans=drawn.scans, measured=settings.measured)
     else:
         lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
@@ -69,6 +91,16 @@ def scan_losses(
         sigma = draw_sigma(lowest, settings.sigma_max, rng).to(device)
         loss = _first_stage(settings, denoise, batch.to(device), sigma, noise)
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
+
+
+def _cropped(drawn: Drawn, side: int, rng: torch.Generator) -> Drawn:
+    """`side` neighbouring rows, or all: along the readout of line masks a scan can be cut, and only there."""
+    height, scans = drawn.images.shape[1], drawn.scans
+    if not side or side >= height or not scans.operator.is_line_mask:
+        return drawn
+    start = int(torch.randint(height - side + 1, (1,), generator=rng))
+    parts = {key: getattr(scans, key).narrow(-2, start, side) for key in ("kspace", "mask", "sens_maps", "density")}
+    return Drawn(drawn.images.narrow(1, start, side), replace(scans, **parts))
 
 
 def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:

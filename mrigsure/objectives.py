@@ -61,11 +61,30 @@ def gsure(
     return _mean_square(weight.sqrt() * (output - batch.kspace)) + 2 * batch.sigma0**2 * divergence
 
 
-def denoising(denoise: Denoise, image: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Plain denoising of complex images (batch, H, W)."""
+def denoising(
+    denoise: Denoise,
+    image: Tensor,
+    sigma: Tensor,
+    generator: torch.Generator,
+    *,
+    scans: ScanBatch | None = None,
+    measured: float = 0.0,
+) -> Tensor:
+    """Plain denoising of complex images (batch, H, W).
+
+    Of draws the share `measured` of the loss falls on what their `scans` sampled, || W M F S (f - x) ||^2 with
+    W^2 = 1/p: equal in expectation if the draws are right, and sooner right if they are not, as what was imputed
+    teaches less (docs/method.md, section 6).
+    """
     noise = complex_noise(image.shape, generator, image.dtype)
     error = denoise(image + sigma[:, None, None] * noise, sigma) - image
-    return error.abs().square().mean((1, 2)) / 2
+    everywhere = error.abs().square().mean((1, 2)) / 2
+    if not measured:
+        return everywhere
+    maps = scans.sens_maps[:, 0] if scans.operator.has_sets else scans.sens_maps  # draws are of the first set's image
+    weight = line_weights(scans.mask, scans.mask, scans.density, torch.zeros_like(sigma), "1/p")
+    sampled = _mean_square(weight.sqrt() * SenseOperator(scans.mask, maps).coil_kspace(error))
+    return (1 - measured) * everywhere + measured * sampled
 
 
 def line_weights(mask: Tensor, kept: Tensor, density: Tensor, delta: Tensor, weights: str) -> Tensor:

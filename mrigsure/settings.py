@@ -168,6 +168,8 @@ class TrainSettings:
         round_samples: draws kept of each scan
         round_levels: levels of each persistent chain in a round
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
+        measured: share of a draw's loss that falls on the lines that its scan measured, weighted by their density; the
+            rest falls on the whole image, most of which is imputed
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
         batch_size: scans in an update
         accumulate: batches whose gradients make one update, in each process
@@ -207,6 +209,7 @@ class TrainSettings:
     round_samples: int = 1
     round_levels: int = 8
     anchor: float = 0.0
+    measured: float = 0.0
     patience: int = 0
     keep_rounds: bool = False
     batch_size: int = 8
@@ -239,7 +242,7 @@ class TrainSettings:
         _within(self, 2, "round_levels")
         _within(self, 0, "rounds", "estimate_rounds", "round_scans", "patience", "crop", "seed")
         _within(self, 0, "checkpoint_minutes", "seconds", "threads")
-        _within(self, 0, "learning_rate", "ema", "decay", "anchor", most=1)
+        _within(self, 0, "learning_rate", "ema", "decay", "anchor", "measured", most=1)
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)
         _within(self, 1, "sigma_max")

@@ -1,12 +1,14 @@
 """Unbiasedness of the objectives: docs/method.md, sections 2, 3 and 5."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mrigsure.diffusion import diffuse_adjoint, perturb_and_solve
-from mrigsure.objectives import gsure, line_weights, split_gsure
+from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.objectives import denoising, gsure, line_weights, split_gsure
 from mrigsure.operators import SenseOperator
 from mrigsure.scan import ScanBatch, kept_lines
 from mrigsure.seeds import complex_noise, generator
@@ -132,3 +134,43 @@ def test_weights_one_over_q_are_uniform_given_the_kept_lines():
         mean += weight * line_weights(*shaped, torch.tensor([delta], dtype=torch.float64), "1/q").flatten() * mask
         total += weight
     assert (mean / total - 1).abs().max() < 1e-12
+
+
+def test_the_measured_share_is_the_whole_loss_on_average_over_masks():
+    image, batch = scans(20000, 7)
+    sigma, kernel = torch.full((len(image),), 0.5), torch.tensor([0.6, 0.3])
+
+    def blurred(x, _):
+        return kernel[0] * x + kernel[1] * x.roll(1, -1)
+
+    whole, part = (
+        denoising(blurred, image, sigma, generator(8), scans=batch, measured=share) for share in (0.0, 1.0)
+    )
+    difference = part - whole
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(image) ** 0.5
+    assert float(difference.std()) > 0.05 * float(whole.mean())
+    mixed = denoising(blurred, image, sigma, generator(8), scans=batch, measured=0.3)
+    torch.testing.assert_close(mixed, 0.7 * whole + 0.3 * part)
+
+
+@pytest.mark.parametrize("measured, seen", [(0.0, P), (0.6, 0.6 + 0.4 * P), (1.0, 1.0)])
+def test_what_was_imputed_as_nothing_shrinks_a_line_by_the_share_of_the_loss_it_has(measured, seen):
+    """One coil, white images whose missing lines a failing sampler left empty: the best gain of a line is known."""
+    count, sigma = 20000, 0.5
+    image, batch = scans(count, 9)
+    maps = torch.ones(count, 1, SIZE, SIZE) + 0j
+    batch = replace(batch, kspace=batch.kspace[:, :1], sens_maps=maps)
+    drawn = batch.operator.normal(image)
+    gain = torch.full((SIZE,), 0.5, requires_grad=True)
+    loss = denoising(
+        lambda x, _: _along_lines(x, gain), drawn, torch.full((count,), sigma), generator(10), scans=batch,
+        measured=measured,
+    )  # fmt: skip
+    free = (batch.density[0, 0, 0] < 1).nonzero()[:, 0]
+    (slope,) = torch.autograd.grad(loss.mean(), gain)
+    expected = 2 * (-seen * 0.5 + sigma**2 * 0.5) / SIZE  # of seen (1 - g)^2 + sigma^2 g^2 in each of SIZE lines
+    torch.testing.assert_close(slope[free], torch.full((len(free),), expected), rtol=0.1, atol=0.003)
+
+
+def _along_lines(x, gain):
+    return ifft2c(gain * fft2c(x))

@@ -1,6 +1,7 @@
 """Training lowers a risk that it never sees, undoes rounds that collapse, refuses what it cannot learn from."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,37 @@ def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_p
     picked = torch.cat([losses.pick_batch(chosen, archive, chains, (1, step, 0)) for step in range(12)])
     numbers = {k for image in picked for draws in chains.values() for k in range(3) if torch.equal(image, draws[k])}
     assert numbers == {0, 1, 2}
+
+
+def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented_alike(tiny_scans, tmp_path):
+    chosen = settings(tiny_scans, tmp_path / "prior", measured=0.5, batch_size=8)
+    archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
+    chains = {i: archive.scans[i].target[None] for i in archive.training}
+    whole = losses.pick_batch(chosen, archive, chains, (1, 0, 0))
+    error = whole.scans.mask * (whole.scans.operator.coil_kspace(whole.images) - whole.scans.kspace)
+    noise = 2 * NOISE**2 * whole.scans.mask.sum() * whole.scans.kspace.shape[1]
+    assert float(error.abs().square().sum() / noise) == pytest.approx(1, abs=0.1), "the truth is as far as its noise"
+    rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, (1, 0, 0))
+    assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
+    # what is cut along the readout has the loss of an image that is right everywhere else
+    image = torch.zeros_like(whole.images)
+    start = next(k for k in range(SIZE) if torch.equal(whole.images[:, k : k + 10], rows.images))
+    image[:, start : start + 10] = rows.images
+    rest = {"sigma": torch.ones(8), "generator": generator(0), "measured": 1.0}
+    cut = losses.denoising(nothing, rows.images, scans=rows.scans, **rest)
+    full = losses.denoising(nothing, image, scans=whole.scans, **rest)
+    torch.testing.assert_close(10 * cut, SIZE * full)
+
+
+def nothing(x, _):
+    return 0 * x
+
+
+def test_a_round_that_weighs_the_measured_lines_teaches_something_else(tiny_scans, tmp_path, brief):
+    options = dict(start="gaussian", steps=0, round_steps=6)
+    folders = [train(settings(tiny_scans, tmp_path / f"{m}", measured=m, **options)) for m in (0.0, 0.75)]
+    plain, weighted = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert plain != weighted
 
 
 def test_the_prior_of_the_best_energy_is_kept_and_patience_ends_the_rounds(tiny_scans, tmp_path, monkeypatch):
