@@ -209,7 +209,7 @@ class TrainSettings:
     round_samples: int = 1
     round_levels: int = 8
     anchor: float = 0.0
-    measured: float = 0.0
+    measured: float = 0.75
     patience: int = 0
     keep_rounds: bool = False
     batch_size: int = 8

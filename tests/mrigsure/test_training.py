@@ -152,7 +152,7 @@ def test_a_gaussian_start_draws_images_that_agree_with_every_scan(tiny_scans, tm
 def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_path, brief, monkeypatch):
     shapes, plain = [], losses.denoising
     monkeypatch.setattr(losses, "denoising", lambda f, x, *rest: shapes.append(tuple(x.shape)) or plain(f, x, *rest))
-    options = dict(start="gaussian", steps=0, crop=10, round_samples=3, round_steps=6)
+    options = dict(start="gaussian", steps=0, crop=10, measured=0.0, round_samples=3, round_steps=6)
     folder = train(settings(tiny_scans, tmp_path / "prior", **options))
     assert shapes == [(2, 10, 10)] * 6
     chosen = settings(tiny_scans, tmp_path / "prior", **options)
