@@ -1,14 +1,16 @@
 """Time of one training step at 64 x 64 x 8 coils: the objectives against plain denoising, our network against MONAI's.
 
-    python benchmarks/train_step.py [--quick]
+    python benchmarks/train_step.py [--quick] [--compile]
 
 A step is what training repeats: inputs out of 8 scans, network, loss, gradient, clipping, Adam; one thread, processor
 time, the least of the repeats, which take turns so that a busy machine slows all alike. The first table has our
-network, bfloat16 as `train` has by default, under each objective; the ratio is to plain denoising, and `solves` the
-share of the step inside operator.solve (direct, for these line masks). The second has plain denoising and the default
-objective by MONAI's DiffusionModelUNet of equal channels inside the same preconditioning (pip install
-'mrigsure[benchmark]'), in whichever of float32 and bfloat16 it is faster. Bars: split GSURE with adjoint inputs at most
-1.15 times plain denoising; our step at most 0.6 times MONAI's, both with the default objective.
+network, bfloat16 as `train` has by default, under each objective and in a refinement round; the ratio is to plain
+denoising, and `solves` the share of the step inside operator.solve (direct, for these line masks). --compile adds the
+same through torch.compile, which needs a C++ compiler and a minute or more before the first step. The second table has
+plain denoising and the default objective by MONAI's DiffusionModelUNet of equal channels inside the same
+preconditioning (pip install 'mrigsure[benchmark]'), in whichever of float32 and bfloat16 it is faster. Bars: split
+GSURE with adjoint inputs at most 1.15 times plain denoising; our step at most 0.6 times MONAI's, both with the default
+objective.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 from mrigsure.denoiser import Denoiser
-from mrigsure.losses import scan_losses
+from mrigsure.losses import Drawn, scan_losses
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
 from mrigsure.progress import status_table
@@ -30,8 +32,10 @@ from mrigsure.settings import TrainSettings
 BAR, SPLIT_BAR = 0.6, 1.15
 SIZE, COILS, BATCH = 64, 8, 8
 CHANNELS = (24, 48, 64, 64)
+ROUND, COMPILED = "a refinement round", ", compiled"
 OBJECTIVES = {
     "denoising": ("supervised", "solve"),
+    ROUND: ("heldout", "solve"),
     "split GSURE, adjoint": ("split", "adjoint"),
     "held-out, adjoint": ("heldout", "adjoint"),
     "held-out, solve (default)": ("heldout", "solve"),
@@ -85,8 +89,8 @@ class Step:
     """One way to train, its step repeated by `run`; `seconds` is the least so far, `share` that of its solves."""
 
     def __init__(self, model, scans, name, bfloat16):
-        self.model, self.scans, self.bfloat16 = model, scans, bfloat16
-        objective, kind = OBJECTIVES[name]
+        self.model, self.scans, self.bfloat16, self.refining = model, scans, bfloat16, name.startswith(ROUND)
+        objective, kind = OBJECTIVES[name.removesuffix(COMPILED)]
         self.settings = TrainSettings(prepared=[], out="", objective=objective, input=kind, rounds=0)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         self.seconds, self.share = float("inf"), 0.0
@@ -97,11 +101,13 @@ class Step:
 
     def run(self, number, clock):
         clean = self.settings.objective == "supervised"
-        batch = torch.stack([scan.target for scan in self.scans]) if clean else collate(self.scans)
+        images = torch.stack([scan.target for scan in self.scans]) if clean or self.refining else None
+        batch = images if clean else collate(self.scans)
+        batch = Drawn(images, batch) if self.refining else batch
         clock.seconds, start = 0.0, time.process_time()
         self.optimizer.zero_grad()
         common = dict(sigma_data=0.5, lowest_refined=0.01, device="cpu")
-        _, losses = scan_losses(self.settings, self.denoise, batch, (0, number, 0), **common)
+        _, losses = scan_losses(self.settings, self.denoise, batch, (int(self.refining), number, 0), **common)
         losses.mean().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -113,6 +119,7 @@ class Step:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats, about a minute")
+    parser.add_argument("--compile", action="store_true", help="our steps through torch.compile too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -120,6 +127,11 @@ def main():
     scans = [random_scan(rng, (SIZE, SIZE), coils=COILS, center_fraction=0.125) for _ in range(BATCH)]
     against = ("denoising", "held-out, solve (default)")
     ours = {name: Step(Denoiser(CHANNELS), scans, name, bfloat16=True) for name in OBJECTIVES}
+    if options.compile:
+        for name in (*against, ROUND):
+            model = Denoiser(CHANNELS)
+            model.network.compile()
+            ours[name + COMPILED] = Step(model, scans, name + COMPILED, bfloat16=True)
     theirs = {(name, b): Step(monai_denoiser(), scans, name, bfloat16=b) for name in against for b in (False, True)}
     clock = Clock()
     for number in range((4 if options.quick else 15) + 1):

@@ -143,9 +143,7 @@ def test_the_measured_share_is_the_whole_loss_on_average_over_masks():
     def blurred(x, _):
         return kernel[0] * x + kernel[1] * x.roll(1, -1)
 
-    whole, part = (
-        denoising(blurred, image, sigma, generator(8), scans=batch, measured=share) for share in (0.0, 1.0)
-    )
+    whole, part = (denoising(blurred, image, sigma, generator(8), scans=batch, measured=share) for share in (0.0, 1.0))
     difference = part - whole
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(image) ** 0.5
     assert float(difference.std()) > 0.05 * float(whole.mean())
