@@ -29,11 +29,10 @@ import torch
 from mrigsure.archive import open_archive
 from mrigsure.calibrate import calibrate_spread
 from mrigsure.denoiser import Prior, load_prior
-from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import fft2c, radial_bands
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal, random_slice
-from mrigsure.posterior import posterior_samples
+from mrigsure.posterior import draw_levels, posterior_samples
 from mrigsure.progress import say, status_table, track
 from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, write_prepared
 from mrigsure.seeds import complex_noise, generator
@@ -46,7 +45,7 @@ RATES = (2, 4, 6, 8)
 CENTER = {2: 0.16, 4: 0.125, 6: 0.08, 8: 0.06}
 ORACLE_RATES, BEST = "R4", "solve"
 BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
-SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 16
+SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 20
 VALIDATION, VALIDATION_SCANS = 0.02, 16
 LEVELS_OF_NMSE = (0.2, 0.4, 1.2, 4.0)  # of SIGMA_DATA
 ARMS = {
@@ -132,7 +131,7 @@ def calibrated(prior: Prior, scans, seed) -> Prior:
     archive = open_archive([str(scans)], VALIDATION, seed)
     pool = archive.validation
     chosen = [archive.scans[i] for i in pool[:: max(1, len(pool) // VALIDATION_SCANS)][:VALIDATION_SCANS]]
-    sigmas = sigma_schedule(LEVELS, prior.config.sigma_max, prior.config.sigma_min)
+    sigmas = draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max)
     bands, _ = calibrate_spread(prior.denoise, chosen, sigmas, seed=seed)
     config = replace(prior.config, spread=bands)
     return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
@@ -319,7 +318,7 @@ def main():
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--round-steps", type=int, default=400)
-    parser.add_argument("--round-levels", type=int, default=8)
+    parser.add_argument("--round-levels", type=int, default=16)
     parser.add_argument("--round-scans", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

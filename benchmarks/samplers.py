@@ -47,6 +47,7 @@ from mrigsure.progress import say, track
 from mrigsure.scan import SIGMA_DATA, Scan, read_prepared
 from mrigsure.seeds import generator
 from mrigsure.settings import PrepareSettings
+from mrigsure.workers import keep_freed_memory
 from recon.baselines import baseline, best_lambda_with_truth, choose_lambda
 from recon.metrics import psnr, z_squared
 from recon.reconstruct import reconstruct_scans
@@ -338,6 +339,7 @@ def main():
     parser.add_argument("--nfe", type=int, nargs="+", help="of evaluations")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `mrigsure reconstruct` does
     if options.section:
         run(options.section, load_prior(options.prior), options)
         return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import gamma
 
+from data_prep.null_space import null_space_noise
 from data_prep.readers import RawScan
 from data_prep.readout import readout_image
 from mrigsure.errors import InputError, ScanWarning
@@ -17,7 +18,7 @@ _GROUPS = 24
 _LEAST = 64  # samples in a group
 _ERRORS = 1.5  # standard errors by which a group may be louder than quieter ones beside it
 _MARGIN = 8  # one part in so many of the readout, at each end, where receivers filter
-_CLEARLY = 0.56  # of the variance in k-space's rim: below it that of the air is taken (0.75 of the standard deviation)
+_CLEARLY = 0.8  # of the variance found otherwise: below it that of the air is taken (0.9 of the standard deviation)
 _QUANTILE = 0.999  # beyond it a sample is taken for signal
 _LOUDER = 1.2  # variance of the rows outside over that of the rim, up to which the rows are believed
 _CERTAIN = 0.1  # share of chance in the correlations, below which they are left as they are
@@ -50,30 +51,14 @@ class NoiseEstimate:
 
 
 def estimate_noise(raw: RawScan, mask: np.ndarray) -> NoiseEstimate:
-    """The noise of raw.kspace.
+    """The noise of raw.kspace: from samples acquired for the purpose, if the file has any, else by `quiet_noise`.
 
     mask  bool, (W,) or (H, W): the acquired samples of raw.kspace, without filtered edges
 
-    From samples acquired for the purpose, if the file has any. Otherwise from samples without signal:
-    1. the rows of the image outside the field of view, where the readout was oversampled (raw.outside);
-    2. k-space, in groups of equal radius, the quietest and those next to it whose median power is within 5%, but for
-       the medians' own errors: the rim, and as much more as is noise too. It is taken instead of the first where that
-       is louder, which means signal in it;
-    3. for whole lines, the quietest rows of the image: after the transform along the readout alone, rows outside the
-       body hold noise only, whatever the undersampling. Rows near the ends are not used, where receivers filter;
-       and rows are preferred only where clearly quieter, which means that signal reaches the rim of k-space.
-    In all, samples above the 99.9% quantile of the noise's own distribution are left out; medians set its level.
-    Where signal reaches the rim and there are no such rows, the estimate is high.
+    Noise samples much louder than that are scaled to it, with a ScanWarning.
+    Raises InputError where zeros stand among the samples.
     """
-    mask = np.broadcast_to(mask, raw.kspace.shape[-2:])
-    found = _robust_estimate(_rim(raw, mask), "rim of k-space")
-    if raw.outside is not None:
-        outside = _robust_estimate(raw.outside, "image rows outside the field of view")
-        found = outside if _level(outside.covariance) < _LOUDER * _level(found.covariance) else found
-    lines = mask.any(axis=0)
-    if (mask == lines).all():
-        air = _robust_estimate(_air(raw.kspace[..., lines]), "quietest image rows")
-        found = air if _level(air.covariance) < _CLEARLY * _level(found.covariance) else found
+    found = quiet_noise(raw.kspace, mask, raw.source, raw.outside)
     if raw.noise is None:
         return found
     stated = NoiseEstimate(_covariance(raw.noise), raw.noise.shape[1], "noise scan")
@@ -88,6 +73,38 @@ def estimate_noise(raw: RawScan, mask: np.ndarray) -> NoiseEstimate:
             stated.covariance / ratio, min(stated.samples, found.samples), f"noise scan, scaled to: {found.origin}"
         )
     return stated
+
+
+def quiet_noise(kspace: np.ndarray, mask: np.ndarray, source, outside: np.ndarray | None = None) -> NoiseEstimate:
+    """The noise of k-space that holds signal too: complex64 (slices, coils, H, W); mask bool (W,) or (H, W).
+
+    1. k-space, in groups of equal radius, the quietest and those next to it whose median power is within 5%, but for
+       the medians' own errors: the rim, and as much more as is noise too. Or the rows of the image outside the field
+       of view, where the readout was oversampled (`outside`, see RawScan), unless they are louder;
+    2. what no signal can explain of all of k-space (null_space.py), which must be sampled fully in the centre. It is
+       taken where 1 is louder, in the mean or in any combination of coils, by more than chance: signal makes either
+       estimate too high, and nothing makes one too low;
+    3. for whole lines, the quietest rows of the image: after the transform along the readout alone, rows outside the
+       body hold noise only, whatever the undersampling. Rows near the ends are not used, where receivers filter;
+       and rows are preferred only where clearly quieter than 1 or 2.
+    In 1 and 3, samples above the 99.9% quantile of the noise's own distribution are left out; medians set its level.
+    With neither 2 nor empty rows the estimate is high where signal reaches the rim.
+    Raises InputError, which names `source`, where zeros stand among the samples.
+    """
+    mask = np.broadcast_to(mask, kspace.shape[-2:])
+    found = _robust_estimate(_rim(kspace, mask, source), "rim of k-space")
+    if outside is not None:
+        rows = _robust_estimate(outside, "image rows outside the field of view")
+        found = rows if _level(rows.covariance) < _LOUDER * _level(found.covariance) else found
+    unexplained = null_space_noise(kspace, mask, found.covariance)
+    if unexplained is not None:
+        rest = NoiseEstimate(_conditioned(*unexplained), unexplained[1], "what no signal explains of k-space")
+        found = rest if _holds_signal(found, rest) else found
+    lines = mask.any(axis=0)
+    if (mask == lines).all():
+        air = _robust_estimate(_air(kspace[..., lines]), "quietest image rows")
+        found = air if _level(air.covariance) < _CLEARLY * _level(found.covariance) else found
+    return found
 
 
 def whiten(kspace: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, float]:
@@ -124,7 +141,17 @@ def add_noise(kspace: np.ndarray, mask: np.ndarray, added_std: float, seed) -> n
     return kspace + np.float32(added_std) * noise * mask
 
 
-def _rim(raw, mask):
+def _holds_signal(found, rest):
+    """`found` is louder than `rest` by more than chance, in the mean or in some direction, and not quieter."""
+    factor = np.linalg.inv(np.linalg.cholesky(rest.covariance))
+    relative = np.linalg.eigvalsh(factor @ found.covariance @ factor.conj().T)
+    share = [len(relative) / estimate.samples for estimate in (found, rest)]
+    error = np.sqrt(sum(share)) / len(relative)  # standard error of the mean
+    excess = relative.mean() - 1
+    return excess > error or (excess > -error and relative.max() > (1 + np.sqrt(share).sum()) ** 2)
+
+
+def _rim(kspace, mask, source):
     """The quietest samples of k-space: (coils, n).
 
     Groups are chosen by every other sample and the samples between are taken: chosen by their own, they would be too
@@ -132,7 +159,7 @@ def _rim(raw, mask):
     """
     y, x = ((np.arange(size) - size // 2) / (size / 2) for size in mask.shape)
     radius = np.hypot(y[:, None], x[None])[mask]
-    samples = raw.kspace[:, :, mask][:, :, np.argsort(radius, kind="stable")]  # (slices, coils, n)
+    samples = kspace[:, :, mask][:, :, np.argsort(radius, kind="stable")]  # (slices, coils, n)
     power = np.abs(samples) ** 2
     weight = np.median(power, axis=(0, 2), keepdims=True)
     power = (power / np.where(weight > 0, weight, 1)).sum(axis=1)
@@ -142,7 +169,7 @@ def _rim(raw, mask):
     for half in (0, 1):
         level, error = np.array([_median_and_error(power[:, group[half::2]]) for group in groups]).T
         if not level.min() > 0:
-            raise InputError(raw.source, "zeros among the samples of k-space", "measured samples, which hold noise")
+            raise InputError(source, "zeros among the samples of k-space", "measured samples, which hold noise")
         quiet = np.concatenate([group[1 - half :: 2] for group in groups[_quiet_stretch(level, error)]])
         found.append(np.moveaxis(samples[:, :, quiet], 1, 0).reshape(samples.shape[1], -1))
     return np.concatenate(found, axis=1)

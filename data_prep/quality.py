@@ -3,7 +3,7 @@
 - reconstructions by regularised SENSE, a few slices
 - what the maps leave unexplained of the calibration samples: the residual of a SENSE fit to them alone
 - the power of k-space against the stated noise level: it must come down to it
-- the noise's correlation between the coils, in samples without signal: none, after whitening
+- the noise's correlation between the coils, as the slice itself tells it: none, after whitening
 - the g-factor
 """
 
@@ -16,7 +16,7 @@ from scipy.ndimage import binary_closing, binary_fill_holes, binary_opening, gau
 
 from data_prep.calibration import CALIBRATION_WIDTH
 from data_prep.gfactor import g_factor
-from data_prep.readout import readout_image
+from data_prep.noise import quiet_noise
 from mrigsure.fourier import center_crop, ifft2c, radius
 from mrigsure.masks import calibration_region
 from mrigsure.operators import SenseOperator, conjugate_gradients
@@ -27,8 +27,6 @@ _ITERATIONS = 12
 _BODY = 0.12  # of the 99th percentile of the smoothed image
 _FAINT = 0.1  # of the body's mean energy
 _ABOVE_NOISE, _CERTAIN = 3.0, 0.2  # times the background's power; share of the brightest that is body in any case
-_CLEARLY = 0.8  # of the rim's power, below which signal reaches the rim
-_RIM = 0.9  # share of the sampled points inside the rim
 _BINS = 48
 
 
@@ -45,8 +43,8 @@ class Quality:
     explained    share of the calibration samples' energy that it explains
     g            g-factor, nan outside the body; g_how: how it was computed
     power        (2, n): distance from the centre of k-space, 0 to 1; mean power there over the stated noise's
-    correlation  (coils, coils): magnitude of the covariance of samples without signal over the stated variance
-    quiet        where these samples come from, in words
+    correlation  (coils, coils): magnitude of the noise's covariance, found in the slice alone, over the stated variance
+    quiet        where it was found, in words
     """
 
     volume: PreparedVolume
@@ -77,7 +75,7 @@ class Quality:
 
     @property
     def noise_level(self) -> float:
-        """Variance of the samples without signal over the stated one: 1 where the stated level is right."""
+        """The noise's variance in the slice over the stated one: 1 where the stated level is right."""
         return float(np.diag(self.correlation).mean())
 
 
@@ -96,8 +94,7 @@ def measure_quality(path) -> Quality:
     maps = scan.sens_maps[0] if scan.sens_maps.ndim == 4 else scan.sens_maps
     g, how = g_factor(maps, scan.mask, torch.from_numpy(body), (volume.noise_std / SIGMA_DATA) ** 2)
     mask = scan.mask.numpy() > 0
-    samples, quiet = _quiet_samples(volume.kspace[0], mask)
-    covariance = np.abs(samples @ samples.conj().T) / samples.shape[1] / (2 * volume.noise_std**2)
+    noise = quiet_noise(volume.kspace, mask, path)
     return Quality(
         volume=volume,
         slices=slices,
@@ -109,8 +106,8 @@ def measure_quality(path) -> Quality:
         g=g.numpy(),
         g_how=how,
         power=_power(volume.kspace[0], mask, volume.noise_std),
-        correlation=covariance,
-        quiet=quiet,
+        correlation=np.abs(noise.covariance) / volume.noise_std**2,
+        quiet=noise.origin,
     )
 
 
@@ -165,20 +162,3 @@ def _power(kspace, mask, noise_std):
     count = np.maximum(np.bincount(place, minlength=_BINS), 1)
     curve = [np.bincount(place, values, minlength=_BINS) / count for values in (distance, power)]
     return np.stack(curve)[:, np.bincount(place, minlength=_BINS) > 0]
-
-
-def _quiet_samples(kspace, mask):
-    """Samples (coils, n) that hold no signal: the rim of k-space or, of whole lines, the quietest rows of the image.
-
-    Rows near the ends are left out, where receivers filter; the quieter of the two is taken.
-    """
-    distance = radius(mask.shape).numpy()[mask]
-    rim = kspace[:, mask][:, distance >= np.quantile(distance, _RIM)]
-    lines, height = mask.any(axis=0), len(mask)
-    if (mask == lines).all():
-        rows = readout_image(kspace[..., lines])[:, height // 8 : height - height // 8]
-        level = np.median(np.abs(rows) ** 2, axis=(0, 2))
-        air = rows[:, np.argsort(level, kind="stable")[: max(4, height // 16)]].reshape(len(kspace), -1)
-        if np.mean(np.abs(air) ** 2) < _CLEARLY * np.mean(np.abs(rim) ** 2):
-            return air, "quietest image rows"
-    return rim, "rim of k-space"

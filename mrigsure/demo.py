@@ -24,8 +24,15 @@ from mrigsure.progress import say, status_table, track
 from mrigsure.scan import Scan, ScanSet, read_prepared
 from mrigsure.seeds import generator
 from mrigsure.settings import DemoSettings, PrepareSettings, SimulateSettings, TrainSettings
+from mrigsure.workers import keep_freed_memory
 
-METHODS = {"zero-filled": "zero-filled", "cg-sense": "CG-SENSE", "l1-wavelet": "L1-wavelet", "posterior": "mrigsure"}
+METHODS = {
+    "zero-filled": "zero-filled",
+    "cg-sense": "CG-SENSE",
+    "l1-wavelet": "L1-wavelet",
+    "tv": "total variation",
+    "posterior": "mrigsure",
+}
 _FULL, _UNDERSAMPLED = "brain_16ch.h5", "brain_8ch_poisson.h5"
 _CENTER_FRACTION = {4: 12 / 128, 8: 8 / 128}
 _HELD_OUT = 0.15  # share of the free samples
@@ -99,6 +106,7 @@ def demo(settings: DemoSettings) -> Path:
 @contextmanager
 def _one_thread():
     """On a machine that does something else too, two threads that wait for each other are slower than one."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -3,6 +3,8 @@
 Same convention as fastmri.fft2c and sigpy.fft: k = 0 at index n // 2, ||F x|| = ||x||.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,19 @@ def radius(shape: tuple[int, int], device=None) -> Tensor:
     """Distance of every sample from the centre of k-space, float32 (H, W), 1 at its edge along either axis."""
     y, x = ((torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape)
     return (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
+
+
+def blur(image: Tensor) -> Tensor:
+    """Gaussian blur of real (batch, H, W), standard deviation a 32nd of the shorter side, at least 2 pixels."""
+    shape = image.shape[-2:]
+    return torch.fft.irfft2(torch.fft.rfft2(image) * _gaussian(tuple(shape), image.device), s=shape)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _gaussian(shape, device):
+    """Transfer function of `blur`, on the half of k-space that rfft2 keeps."""
+    height, width = shape
+    deviation = max(2.0, min(height, width) / 32)
+    y, x = torch.fft.fftfreq(height, device=device), torch.fft.rfftfreq(width, device=device)
+    return torch.exp(-2 * (torch.pi * deviation) ** 2 * (y[:, None] ** 2 + x[None] ** 2))

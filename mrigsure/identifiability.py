@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from mrigsure.errors import InputError
-from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.fourier import blur, fft2c, ifft2c
 from mrigsure.masks import acquired_support
-from mrigsure.posterior import blur
 from mrigsure.scan import ScanSet, VolumeFacts
 from mrigsure.seeds import complex_noise, generator
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.fourier import blur, fft2c, ifft2c
 
 
 class SenseOperator:
@@ -31,31 +31,27 @@ class SenseOperator:
 
     def adjoint(self, kspace: Tensor) -> Tensor:
         """A^H: (batch, coil, H, W) -> (batch, H, W)."""
-        return self._combine(ifft2c(self.mask * kspace))
+        return self._combine(ifft2c(self.mask * kspace).conj_physical())
 
     def adjoint_of_white(self, noise: Tensor) -> Tensor:
         """A random image distributed as A^H n for white complex n: (batch, coil, H, W) -> (batch, H, W).
 
         Shifts, and the transform along the readout of a line mask, turn n into other white noise and are left out.
+        Overwrites the noise.
         """
-        kspace = self._shifted_mask * noise
-        transform = torch.fft.ifft if self.is_line_mask else torch.fft.ifft2
-        return self._combine(transform(kspace, norm="ortho"))
+        torch.view_as_real(noise).mul_(self._conjugating_mask)
+        return self._combine(self._transform(noise, norm="ortho"))
 
     def normal(self, image: Tensor) -> Tensor:
         """T = A^H A: (batch, H, W) -> (batch, H, W).
 
         Between a transform and its inverse the shifts to the centre cancel, but for the mask's; along the readout of a
-        line mask the transforms themselves do.
+        line mask the transforms themselves do. The inverse is the transform between two conjugations, of which one
+        comes with the mask and one is left to the end.
         """
-        coils = self._coil_images(image)
-        if self.is_line_mask:
-            kspace = torch.fft.fft(coils)
-            kspace *= self._shifted_mask[..., :1, :]  # in place: most of the time goes to memory
-            return self._combine(torch.fft.ifft(kspace))
-        kspace = torch.fft.fft2(coils)
-        kspace *= self._shifted_mask
-        return self._combine(torch.fft.ifft2(kspace))
+        kspace = self._transform(self._coil_images(image), norm="ortho")
+        torch.view_as_real(kspace).mul_(self._conjugating_mask)  # in place: most of the time goes to memory
+        return self._combine(self._transform(kspace, norm="ortho"))
 
     def coil_kspace(self, image: Tensor) -> Tensor:
         """F S, the full k-space of every coil: (batch, H, W) -> (batch, coil, H, W)."""
@@ -83,13 +79,22 @@ class SenseOperator:
             self._eigen = torch.linalg.eigh(self.row_matrices)
 
     @cached_property
-    def _conjugate_maps(self) -> Tensor:
-        """Written out: a product with a lazy conjugate takes twice as long."""
-        return self.sens_maps.conj().resolve_conj()
+    @torch.inference_mode(False)  # what is kept may be met by autograd later
+    def sampled(self) -> Tensor:
+        """The diagonal of T in k-space, k = 0 first, as smooth coils blur the mask: (batch, H, W)."""
+        return torch.fft.ifftshift(blur(self.mask[:, 0]).clamp_min(0), dim=(-2, -1))
 
     @cached_property
-    def _shifted_mask(self) -> Tensor:
-        return torch.fft.ifftshift(self.mask, dim=(-2, -1))
+    @torch.inference_mode(False)
+    def _conjugating_mask(self) -> Tensor:
+        """k = 0 first, factors on the real and the imaginary part: (batch, 1, H or 1, W, 2)."""
+        mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
+        mask = mask[..., :1, :] if self.is_line_mask else mask
+        return torch.stack([mask, -mask], dim=-1)
+
+    @property
+    def _transform(self):
+        return torch.fft.fft if self.is_line_mask else torch.fft.fft2
 
     @cached_property
     def is_line_mask(self) -> bool:
@@ -97,6 +102,7 @@ class SenseOperator:
         return bool((self.mask == self.mask[..., :1, :]).all())
 
     @cached_property
+    @torch.inference_mode(False)
     def row_matrices(self) -> Tensor:
         """T of a line mask, one W x W matrix per image row: complex (batch, H, W, W); all sets' pixels with sets.
 
@@ -119,12 +125,12 @@ class SenseOperator:
         images = self.sens_maps * image.unsqueeze(-3)
         return images.sum(1) if self.has_sets else images
 
-    def _combine(self, coil_images):
-        """S^H; overwrites coil_images."""
+    def _combine(self, conjugates):
+        """S^H of coil images that are given complex conjugate; overwrites them."""
         if self.has_sets:
-            return (self._conjugate_maps * coil_images[:, None]).sum(-3)
-        coil_images *= self._conjugate_maps
-        return coil_images.sum(-3)
+            return (self.sens_maps * conjugates[:, None]).sum(-3).conj_physical()
+        conjugates *= self.sens_maps
+        return conjugates.sum(-3).conj_physical()
 
     def _to_rows(self, image):
         """(batch, [set,] H, W) -> (batch, H, [set *] W, 1)."""
@@ -152,29 +158,31 @@ def conjugate_gradients(
     ArithmeticError, or, if not `strict`, returns how far they came.
     """
 
+    def real(a):
+        return torch.view_as_real(a) if a.is_complex() else a
+
     def inner(a, b):
-        if a.is_complex():
-            a, b = torch.view_as_real(a), torch.view_as_real(b)
-        return (a * b).flatten(1).sum(1).view(-1, *[1] * (rhs.ndim - 1))
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
     x = torch.zeros_like(rhs) if start is None else start.clone()
     residual = rhs - operator(x) if start is not None else rhs.clone()
-    target = tolerance**2 * inner(rhs, rhs)
-    direction = precondition(residual).clone()
-    energy = inner(residual, direction)
-    tiny = torch.finfo(energy.dtype).tiny
+    direction = torch.zeros_like(rhs)
+    x_, residual_, direction_ = real(x), real(residual), real(direction)  # faster than complex, and the same numbers
+    target = tolerance**2 * inner(real(rhs), real(rhs))
+    tiny = torch.finfo(target.dtype).tiny
+    energy = torch.ones_like(target)
     for _ in range(max_iterations):
-        active = inner(residual, residual) > target
+        active = inner(residual_, residual_) > target
         if not active.any():
             return x
-        image = operator(direction)
-        step = torch.where(active, energy / inner(direction, image).clamp_min(tiny), 0.0)
-        x += step * direction
-        residual -= step * image
-        preconditioned = precondition(residual)
-        previous, energy = energy, inner(residual, preconditioned)
-        direction = preconditioned + torch.where(active, energy / previous.clamp_min(tiny), 0.0) * direction
+        preconditioned_ = real(precondition(residual))
+        previous, energy = energy, inner(residual_, preconditioned_)
+        direction_.mul_(energy / previous.clamp_min(tiny)).add_(preconditioned_)
+        image_ = real(operator(direction))
+        step = torch.where(active, energy / inner(direction_, image_).clamp_min(tiny), 0.0)
+        x_.addcmul_(step, direction_)
+        residual_.addcmul_(step, image_, value=-1)
     if not strict:
         return x
-    worst = float((inner(residual, residual) / inner(rhs, rhs)).max().sqrt())
+    worst = float((inner(residual_, residual_) / inner(real(rhs), real(rhs))).max().sqrt())
     raise ArithmeticError(f"conjugate gradients: relative residual {worst:.1e} after {max_iterations} steps")

@@ -1,7 +1,7 @@
 """The E-step of refinement: posterior draws of every training scan, as persistent chains (docs/method.md, section 6).
 
-A chain is a scan's current draw. The first round draws from sigma_max; every later round adds noise of 2 sigma_data to
-the chain and draws from there with few levels. A spread below the truth's is compounded by every round, so each round
+A chain is a scan's current draw. The first round draws as a reconstruction does; every later round adds noise of 2
+sigma_data to the chain and draws from there. A spread below the truth's is compounded by every round, so each round
 draws with an R that was calibrated on held-out lines just before (calibrate.py).
 
 The first stage's prior is rough, and its draws hold the texture of R where nothing was measured, which takes rounds to
@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrigsure.diffusion import sigma_schedule
 from mrigsure.gaussian import GaussianPrior
-from mrigsure.posterior import Denoise, Spread, draw
+from mrigsure.posterior import Denoise, Spread, draw, draw_levels
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
-FIRST_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class EStep:
     denoise       the current prior
     spread        of R, calibrated
     perturb       False gives point estimates in place of draws
-    levels        of a chain that goes on; a new one takes at least FIRST_LEVELS
+    levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
-    sigma_max     where new chains start
+    sigma_max     where the prior ends
     sigma_min     where all end
     share         (number, count) of the processes that divide the batches; this one draws every count-th
     """
@@ -61,12 +59,12 @@ class EStep:
         for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
             batch = collate([scans[i] for i in part for _ in range(self.samples)]).to(self.device)
-            state, sigma_max, levels = None, self.sigma_max, max(self.levels, FIRST_LEVELS)
+            state, sigma_max = None, self.sigma_max
             if part[0] in chains:
                 current = torch.cat([chains[i] for i in part]).to(self.device)
                 state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
-                sigma_max, levels = RESTART_SIGMA, self.levels
-            sigmas = sigma_schedule(levels, sigma_max, self.sigma_min)
+                sigma_max = RESTART_SIGMA
+            sigmas = draw_levels(self.levels, self.sigma_min, sigma_max)
             options = {"spread": self.spread, "perturb": self.perturb, "generator": rng, "start": state}
             drawn = draw(self.denoise, batch, sigmas, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):

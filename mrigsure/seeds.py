@@ -21,10 +21,15 @@ def complex_noise(shape, generator: Randomness, dtype=torch.complex64) -> Tensor
 
     generator  one for all; or one for every entry of the first axis
     """
-    if not isinstance(generator, torch.Generator):
-        return torch.stack([complex_noise(shape[1:], one, dtype) for one in generator])
-    real = torch.float64 if dtype == torch.complex128 else torch.float32
-    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator, device=generator.device, dtype=real))
+    each = None if isinstance(generator, torch.Generator) else generator
+    device = (generator if each is None else each[0]).device
+    noise = torch.empty(*shape, 2, device=device, dtype=torch.float64 if dtype == torch.complex128 else torch.float32)
+    if each is None:
+        noise.normal_(generator=generator)
+    else:
+        for entry, one in zip(noise, each, strict=True):
+            entry.normal_(generator=one)
+    return torch.view_as_complex(noise)
 
 
 def some(generator: Randomness, start: int, stop: int) -> Randomness:

@@ -166,7 +166,7 @@ class TrainSettings:
         round_steps: updates in each round
         round_scans: scans drawn anew in each round; 0 means all
         round_samples: draws kept of each scan
-        round_levels: levels of each persistent chain in a round
+        round_levels: levels of each draw in a round
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         measured: share of a draw's loss that falls on the lines that its scan measured, weighted by their density; the
             rest falls on the whole image, most of which is imputed
@@ -207,7 +207,7 @@ class TrainSettings:
     round_steps: int = 500
     round_scans: int = 0
     round_samples: int = 1
-    round_levels: int = 8
+    round_levels: int = 16
     anchor: float = 0.0
     measured: float = 0.75
     patience: int = 0

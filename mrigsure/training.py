@@ -30,11 +30,10 @@ from mrigsure.calibrate import NEUTRAL, calibrate_spread
 from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
-from mrigsure.diffusion import sigma_schedule
 from mrigsure.draws import draw_scans, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
-from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread
+from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
 from mrigsure.sampling import sample_prior
@@ -46,7 +45,7 @@ from mrigsure.validation import held_out_figures
 _WARMUP = 100  # updates until the learning rate is reached
 _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
-_CALIBRATION_LEVELS = 12
+_CALIBRATION_LEVELS = 20  # those of a reconstruction at 30 evaluations
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
 _POWER_LOSS = 0.98  # a collapsed band's power, over what it was before the round, below which the round is to blame
 _PICTURES, _PICTURE_LEVELS = 4, 20
@@ -273,7 +272,7 @@ class Trainer:
             lambda: held_out_figures(
                 self.denoise,
                 self._scans_for_figures,
-                sigma_schedule(_VALIDATION_LEVELS, self.settings.sigma_max, self.lowest),
+                draw_levels(_VALIDATION_LEVELS, self.lowest, self.settings.sigma_max),
                 spread=PixelSpectrumSpread(self.bands),
                 seed=self.settings.seed,
                 device=self.device,
@@ -327,7 +326,7 @@ class Trainer:
             lambda: calibrate_spread(
                 self.denoise,
                 self._scans_for_figures,
-                sigma_schedule(_CALIBRATION_LEVELS, self.settings.sigma_max, self.lowest),
+                draw_levels(_CALIBRATION_LEVELS, self.lowest, self.settings.sigma_max),
                 seed=self.settings.seed,
                 match=match,
                 start=start,

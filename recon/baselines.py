@@ -70,21 +70,41 @@ def l1_wavelet(
     """
     from sigpy.mri.app import L1WaveletRecon
 
-    # ||A|| <= 1; sigpy's own estimate of the step draws from NumPy's global generator
-    return _sigpy(L1WaveletRecon, "l1-wavelet", scan, lam, iterations, start, alpha=1)
+    _one_set("l1-wavelet", scan)
+    made = L1WaveletRecon(
+        scan.kspace.numpy(),
+        scan.sens_maps.numpy(),
+        lam,
+        weights=scan.mask.numpy(),
+        x=None if start is None else start.numpy().copy(),
+        max_iter=iterations,
+        show_pbar=False,
+        alpha=1,  # ||A|| <= 1; sigpy's own estimate of the step draws from NumPy's global generator
+    ).run()
+    return torch.from_numpy(made)
 
 
 def total_variation(scan: Scan, lam: float, iterations: int = ITERATIONS["tv"], start: Tensor | None = None) -> Tensor:
-    """argmin_x ||A x - y||^2 / 2 + lam ||G x||_1, complex64 (H, W), in prepared units, by sigpy's primal-dual method.
+    """argmin_x ||A x - y||^2 / 2 + lam ||G x||_1, complex64 (H, W), in prepared units, by the primal-dual method.
 
-    G takes the differences of neighbours along both axes. (Block, Uecker and Frahm, Magn Reson Med 2007)
-    Raises InputError for a scan with several sets of maps, which sigpy's app does not know.
+    G takes the differences of neighbours along both axes. (Block, Uecker and Frahm, Magn Reson Med 2007; Chambolle and
+    Pock, J Math Imaging Vis 2011) The iterates are those of sigpy's TotalVariationRecon, whose dual variable in k-space
+    is met through its image A^H u alone: with T = A^H A they take a tenth of the time.
+    Raises InputError for a scan with several sets of maps.
     """
-    from sigpy.mri.app import TotalVariationRecon
-
-    norm = 1 + 8  # a bound of ||A||^2 + ||G||^2; sigpy's own estimate draws from NumPy's global generator
-    steps = {"sigma": _DUAL_STEP, "tau": 1 / (norm * _DUAL_STEP)}
-    return _sigpy(TotalVariationRecon, "tv", scan, lam, iterations, start, **steps)
+    _one_set("tv", scan)
+    batch = scan.batch()
+    seen = batch.operator.adjoint(batch.kspace)
+    x = torch.zeros_like(seen) if start is None else start[None].clone()
+    dual, edges, ahead = torch.zeros_like(seen), torch.zeros_like(_differences(x)), x
+    step = 1 / ((1 + 8) * _DUAL_STEP)  # a bound of ||A||^2 + ||G||^2
+    for _ in range(iterations):
+        dual = (dual + _DUAL_STEP * (batch.operator.normal(ahead) - seen)) / (1 + _DUAL_STEP)
+        edges = edges + _DUAL_STEP * _differences(ahead)
+        edges *= (lam * _energy(edges).rsqrt()).clamp_max(1)
+        before, x = x, x - step * (dual + _differences_adjoint(edges))
+        ahead = 2 * x - before
+    return x[0]
 
 
 def baseline(method: str, scan: Scan, lam: float = 0.0) -> Tensor:
@@ -132,22 +152,26 @@ def best_lambda_with_truth(method: str, scan: Scan, target: Tensor) -> LambdaCho
 _ITERATIVE = {"l1-wavelet": l1_wavelet, "tv": total_variation}
 
 
-def _sigpy(app, method, scan, lam, iterations, start, **steps):
-    """Run one of sigpy's apps on a scan; complex64 (H, W)."""
+def _one_set(method, scan):
     if scan.sens_maps.ndim == 4:
         sets = len(scan.sens_maps)
         raise InputError(scan.name or "scan", f"{sets} sets of maps", f"one for {method}; cg-sense takes several")
-    made = app(
-        scan.kspace.numpy(),
-        scan.sens_maps.numpy(),
-        lam,
-        weights=scan.mask.numpy(),
-        x=None if start is None else start.numpy().copy(),
-        max_iter=iterations,
-        show_pbar=False,
-        **steps,
-    ).run()
-    return torch.from_numpy(made)
+
+
+def _differences(image):
+    """G: (1, H, W) -> (2, H, W), of every pixel and its neighbour before, the last one's before the first."""
+    return torch.cat([image - image.roll(1, -2), image - image.roll(1, -1)])
+
+
+def _energy(image):
+    """|image|^2, ten times as fast as by abs()."""
+    parts = torch.view_as_real(image).square()
+    return parts[..., 0] + parts[..., 1]
+
+
+def _differences_adjoint(edges):
+    down, right = edges[:1], edges[1:]
+    return down - down.roll(-1, -2) + right - right.roll(-1, -1)
 
 
 def _along_grid(method, scan, grid):

@@ -4,7 +4,6 @@ Pixels stay square and are enlarged by whole factors, never interpolated. Drawn 
 canvas, without pyplot's global state.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from mrigsure.files import atomic
 from recon.metrics import body_mask, psnr, ssim
-from recon.reconstruction import Reconstruction
 
 _BACKGROUND, _TEXT, _MUTED, _ACCENT = "#0d0f12", "#eef1f4", "#8f99a3", "#ffd166"
 _PANEL = 300  # pixels, about the width of a panel
@@ -56,28 +54,6 @@ def comparison(path, cases: Sequence[Case], *, error_gain: float = 5.0, crop: bo
         for case, box, top in zip(cases, layout.boxes, layout.tops, strict=True):
             _draw_case(figure, layout, case, box, top, error_gain)
         figure.savefig(partial, dpi=_DPI, facecolor=_BACKGROUND)
-
-
-def preview(path, reconstruction: Reconstruction) -> None:
-    """The middle slice of a reconstruction and, where there are, its standard deviation and the scan's scorecard."""
-    index = len(reconstruction.image) // 2
-    std = None if reconstruction.std is None else reconstruction.std[index]
-    scan = reconstruction.record.get("scan", "")
-    caption = f"slice {index + 1} of {len(reconstruction.image)}"
-    second = "   ".join(text for text in (scan, _scorecard(reconstruction.record)) if text)
-    case = Case(
-        title=reconstruction.title + (f"\n{second}" if second else ""),
-        images={"magnitude": reconstruction.image[index]},
-        std=std,
-        captions={"magnitude": caption},
-    )
-    comparison(path, [case], crop=False)
-
-
-def _scorecard(record):
-    """The scorecard in a few words, what does not hold marked by an exclamation mark."""
-    figures = json.loads(record.get("scorecard", "{}"))
-    return "  ".join(f"{name} {entry['value']:.2f}{'' if entry['holds'] else ' !'}" for name, entry in figures.items())
 
 
 def _draw_case(figure, layout, case, box, top, gain):

@@ -33,8 +33,8 @@ from mrigsure.progress import Meter, say
 from mrigsure.scan import ScanSet, open_hdf5, prepared_files, volume_facts
 from mrigsure.settings import ReconstructSettings
 from mrigsure.workers import crew
-from recon.figures import preview
 from recon.manifest import done_entry
+from recon.preview import preview
 from recon.reconstruction import write_reconstruction
 from recon.unrolled import load_unrolled
 from recon.volume import reconstruct_scans

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mrigsure.denoiser import Prior
-from mrigsure.diffusion import sigma_schedule
 from mrigsure.errors import InputError
-from mrigsure.posterior import PixelSpectrumSpread, draw, lowest_level, most_levels
+from mrigsure.posterior import PixelSpectrumSpread, draw, draw_levels, lowest_level, most_levels
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Randomness, some
 from recon.samplers.ald import ald
@@ -57,7 +56,7 @@ def default_sampler(bands: tuple[float, ...] = (1.0,)) -> Sampler:
     def default(denoise, batch, *, nfe, sigma_max, sigma_min, generator):
         if nfe < 3:
             raise InputError("nfe", str(nfe), "at least 3, for two levels")
-        sigmas = sigma_schedule(most_levels(nfe), sigma_max, sigma_min)
+        sigmas = draw_levels(most_levels(nfe), sigma_min, sigma_max)
         return draw(denoise, batch, sigmas, spread=PixelSpectrumSpread(bands), generator=generator)
 
     return default

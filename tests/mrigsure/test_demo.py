@@ -71,3 +71,21 @@ def test_without_truth_the_smaller_held_out_error_wins():
     ]
     assert "wins over" in demo._verdict(rows)
     assert "with 0.300 against 0.400" in demo._verdict(rows)
+
+
+def test_every_classical_baseline_is_in_the_table_and_in_the_picture(scanned, monkeypatch, tmp_path):
+    """Total variation too, its lambda by held-out lines like the others': no rival is left out."""
+    from recon.baselines import BASELINES
+
+    scan, _, image = scanned
+    assert list(demo.METHODS) == [*BASELINES, "posterior"]
+    row = demo._row("R = 2", replace(scan, target=image), "tv", None, demo.SMALLEST, 0)
+    assert demo._label(row) == "total variation"
+    assert demo._origin(row.record)[1].endswith("held-out lines")
+    drawn = []
+    monkeypatch.setattr("recon.figures.comparison", lambda path, cases: drawn.extend(cases))
+    demo._write(tmp_path, {"R = 2": scan}, [row])
+    assert list(drawn[0].images) == ["total variation"]
+    best = replace(row, psnr=25.0)
+    ours = demo.Row("R = 2", "posterior", row.image, None, {}, psnr=24.0)
+    assert "loses to[/] total variation" in demo._verdict([best, ours])

@@ -38,6 +38,12 @@ def test_white_noise_seen_by_the_adjoint_has_the_covariance_of_the_normal_operat
     assert (seen.T @ seen.conj() - normal).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("lines", [True, False])
+def test_the_normal_operator_is_the_adjoint_of_the_forward(lines):
+    a, image = operator(lines), complex_noise((2, 12, 10), generator(6))
+    assert (a.normal(image) - a.adjoint(a.forward(image))).abs().max() < 1e-5
+
+
 def test_full_sampling_is_the_identity():
     a = operator(True)
     full = SenseOperator(torch.ones_like(a.mask), a.sens_maps)

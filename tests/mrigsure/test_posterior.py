@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrigsure.diffusion import sigma_schedule
-from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.fourier import blur, fft2c, ifft2c
 from mrigsure.posterior import Factor, PixelSpectrumSpread, ScalarSpread, draw
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import complex_noise, generator
@@ -204,3 +204,16 @@ def test_gaussian_expectation_maximisation_with_our_e_step_reaches_the_prior():
         return (ifft2c(gain * new.kspace[:, 0]) - tests).abs().square().mean()
 
     assert 10 * torch.log10(error(fitted) / error(radial(power))) < 0.1
+
+
+def test_draws_and_what_they_leave_in_the_operator_are_open_to_autograd():
+    """They are drawn in inference mode, whose tensors autograd refuses; training goes on with both."""
+    prior = nonstationary_prior(8)
+    batch, _, _ = measurement(prior, 2)
+    sigmas = sigma_schedule(4, 20.0, SIGMA0 / 4)
+    images = draw(prior.denoise, batch, sigmas, spread=PixelSpectrumSpread(), generator=generator(0))
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    energy = batch.operator.normal(weight * images).abs().square().sum() + blur(weight * images.real).square().sum()
+    (energy + (weight * batch.operator.sampled).sum()).backward()
+    assert weight.grad > 0
+    assert "sampled" in vars(batch.operator), "nothing was kept, so nothing was tested"

@@ -1,5 +1,6 @@
 """Training lowers a risk that it never sees, undoes rounds that collapse, refuses what it cannot learn from."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -212,16 +213,21 @@ def test_the_prior_of_the_best_energy_is_kept_and_patience_ends_the_rounds(tiny_
 def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     learned, tiny_scans, tmp_path, monkeypatch
 ):
-    """The draws are made to lose power, and the prior that learns from them loses it too."""
-    spreads, plain = [], EStep.update
+    """The draws are made to lose power, and the prior that learns from them loses it too; its energy is not to help."""
+    spreads, plain, calibrate, energies = [], EStep.update, training.calibrate_spread, itertools.count()
+
+    def worse_and_worse(*arguments, **options):
+        bands, figures = calibrate(*arguments, **options)
+        return bands, replace(figures, energy=float(next(energies)))
 
     def update(step, scans, indices, chains):
         spreads.append(type(step.spread))
         yield from plain(step, scans, indices, chains)
-        chains |= {index: 0.5 * chains[index] for index in indices}
+        chains |= {index: 0.3 * chains[index] for index in indices}
 
     monkeypatch.setattr(EStep, "update", update)
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 4)
+    monkeypatch.setattr(training, "calibrate_spread", worse_and_worse)
+    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 8)
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=4, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     with pytest.warns(ScanWarning, match="is refused: the draws lost power in radial bands") as caught:
@@ -246,10 +252,11 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
         perturbed.append(step.perturb)
         yield from plain(step, scans, indices, chains)
         if not step.perturb:
-            chains |= {index: 0.5 * chains[index] for index in indices}
+            chains |= {index: 0.3 * chains[index] for index in indices}
 
     monkeypatch.setattr(EStep, "update", update)
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 4)
+    monkeypatch.setattr(training, "calibrate_spread", worse_and_worse)
+    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 8)
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))

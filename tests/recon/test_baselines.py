@@ -68,6 +68,18 @@ def test_total_variation_is_what_another_solver_finds(make_scan, lam):
     assert np.linalg.norm(total_variation(scan, lam).numpy() - expected) < 1e-2 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("pattern", ["random", "points"])
+def test_total_variation_takes_the_steps_of_sigpys_solver(make_scan, pattern):
+    from sigpy.mri.app import TotalVariationRecon
+
+    scan, start = make_scan(pattern=pattern), zero_filled(make_scan(seed=1))
+    kspace, sens_maps, mask = scan.kspace.numpy(), scan.sens_maps.numpy(), scan.mask.numpy()
+    options = {"sigma": 0.1, "tau": 1 / 0.9, "max_iter": 12, "show_pbar": False, "x": start.numpy().copy()}
+    expected = TotalVariationRecon(kspace, sens_maps, 0.02, weights=mask, **options).run()
+    found = total_variation(scan, 0.02, iterations=12, start=start).numpy()
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("method", [l1_wavelet, total_variation])
 def test_iterative_baselines_draw_nothing(make_scan, method):
     scan = make_scan()

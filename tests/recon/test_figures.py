@@ -1,11 +1,9 @@
 """Pictures show the pixels as they are: whole factors, one window, errors where they belong."""
 
-import json
-
 import numpy as np
 import pytest
 
-from recon.figures import Case, comparison, preview
+from recon.figures import Case, comparison
 from recon.reconstruction import Reconstruction
 
 
@@ -47,18 +45,9 @@ def test_a_truth_adds_error_maps_and_figures_to_each_method(tmp_path):
 
 def test_the_same_picture_has_the_same_bytes_and_leaves_no_partial_file(tmp_path):
     for name in ("a.png", "b.png"):
-        preview(tmp_path / name, Reconstruction(_image()[None] + 0j, 0.1 * _image()[None], record={"method": "x"}))
+        comparison(tmp_path / name, [Case("", {"m": _image()}, std=0.1 * _image())])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_the_scorecard_is_shown_and_what_breaks_it_marked(monkeypatch, tmp_path):
-    titles = []
-    monkeypatch.setattr("recon.figures.comparison", lambda path, cases, **options: titles.append(cases[0].title))
-    card = {name: {"value": 1.234, "least": None, "most": 2.0, "holds": name == "z2"} for name in ("z2", "inside")}
-    record = {"method": "x", "scan": "a.h5", "scorecard": json.dumps(card)}
-    preview(tmp_path / "a.png", Reconstruction(_image()[None] + 0j, record=record))
-    assert titles == ["x\na.h5   z2 1.23  inside 1.23 !"]
 
 
 def test_cases_of_different_sizes_share_a_figure(tmp_path):
