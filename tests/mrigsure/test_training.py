@@ -255,8 +255,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
             chains |= {index: 0.3 * chains[index] for index in indices}
 
     monkeypatch.setattr(EStep, "update", update)
-    monkeypatch.setattr(training, "calibrate_spread", worse_and_worse)
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 8)
+    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 4)
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
