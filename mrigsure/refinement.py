@@ -5,7 +5,8 @@ sigma_data to the chain and draws from there. A spread below the truth's is comp
 draws with an R that was calibrated on held-out lines just before (calibrate.py).
 
 The first stage's prior is rough, and its draws hold the texture of R where nothing was measured, which takes rounds to
-fade. So a round of point estimates comes first: they are sharp, and the spread that they lack the draws bring back.
+fade. So a round of point estimates comes first: they are sharp, and the spread that they lack the draws bring back. New
+ones begin at sigma_max: the more levels lie near the image's own variance, the more often the rough prior errs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import sigma_schedule
 from mrigsure.gaussian import GaussianPrior
 from mrigsure.posterior import Denoise, Spread, draw, draw_levels
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
@@ -59,12 +61,14 @@ class EStep:
         for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
             batch = collate([scans[i] for i in part for _ in range(self.samples)]).to(self.device)
-            state, sigma_max = None, self.sigma_max
+            state, sigmas = None, draw_levels(self.levels, self.sigma_min, self.sigma_max)
             if part[0] in chains:
                 current = torch.cat([chains[i] for i in part]).to(self.device)
                 state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
-                sigma_max = RESTART_SIGMA
-            sigmas = draw_levels(self.levels, self.sigma_min, sigma_max)
+                sigmas = draw_levels(self.levels, self.sigma_min, RESTART_SIGMA)
+            elif not self.perturb:
+                sigmas = sigma_schedule(self.levels, self.sigma_max, self.sigma_min)
+                state = self.sigma_max * complex_noise((len(batch.kspace), *batch.kspace.shape[-2:]), rng)
             options = {"spread": self.spread, "perturb": self.perturb, "generator": rng, "start": state}
             drawn = draw(self.denoise, batch, sigmas, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):
