@@ -60,8 +60,8 @@ def measure(prior, acceleration, slices, heads, samples, nfe):
         said += [f"R = {acceleration}, slice {index}: {warning.message}" for warning in caught]
         scales.append(made.record.get("spread_scale", 1.0))
         target, draws = scan.target.abs().numpy() / scan.scale, made.samples[0]
-        body = body_mask(target)
-        ends = [magnitude_interval(draws, LEVEL, widen) for widen in (1.0, phase_factor(draws))]
+        body, paired = body_mask(target), made.record["pairs"]
+        ends = [magnitude_interval(draws, LEVEL, widen, paired=paired) for widen in (1.0, phase_factor(draws))]
         ends.append((made.lower[0], made.upper[0]))
         row = [coverage(*pair, target, body) for pair in ends]
         rows.append([*row, coverage(*ends[-1], target, ~body) if not body.all() else np.nan])

@@ -35,10 +35,11 @@ from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal
 from mrigsure.posterior import draw_levels, posterior_samples
 from mrigsure.progress import say, status_table, track
 from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, write_prepared
-from mrigsure.seeds import complex_noise, generator
+from mrigsure.seeds import complex_noise, generator, in_pairs
 from mrigsure.settings import TrainSettings
 from mrigsure.training import train
 from recon.metrics import psnr, ssim, z_squared
+from recon.uncertainty import body_sums, moments, scatter
 
 RESULTS = Path(__file__).parent / "results" / "prior_parity.json"
 RATES = (2, 4, 6, 8)
@@ -147,25 +148,21 @@ def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) 
         drawn, true = np.zeros(BANDS), np.zeros(BANDS)
         for number in track(range(slices), f"R = {rate}"):
             scan = simulate(bench, number, "test", rate)
-            draws = posterior_samples(
-                prior, scan.batch(), samples=samples, levels=levels, generator=generator(7, rate, number)
-            )[0]
-            target, mean = scan.target.numpy(), draws.mean(0).numpy()
+            rng = in_pairs(samples, 7, rate, number)
+            draws = posterior_samples(prior, scan.batch(), samples=samples, levels=levels, generator=rng)[0]
+            found = moments(draws.numpy(), paired=samples % 2 == 0)
+            target, mean = scan.target.numpy(), found.mean
             for key, image in (("one", draws[0].numpy()), ("mean", mean)):
                 figures[f"psnr_{key}"].append(round(psnr(abs(image), abs(target)), 3))
                 figures[f"ssim_{key}"].append(round(ssim(abs(image), abs(target)), 4))
-            figures["z2"].append(round(float(z_squared(mean, target, _std(draws), samples)), 3))
+            z2 = z_squared(mean, target, np.sqrt(found.variance), scatter([body_sums(found)]))
+            figures["z2"].append(round(z2, 3))
             for sums, images in ((drawn, draws[:1]), (true, scan.target[None])):
                 power = fft2c(images).abs().square().sum(0).flatten()
                 sums += torch.bincount(index.flatten(), power, minlength=BANDS).numpy()
         row["rates"][str(rate)] = figures | {"power": [round(float(p), 3) for p in drawn / true]}
     row["nmse"] = [round(value, 5) for value in _nmse(prior, bench)]
     return row
-
-
-def _std(draws):
-    """Per real part pooled, as evaluate has it: sqrt of the variance of the complex value over the draws."""
-    return draws.var(0).sqrt().numpy()
 
 
 def _nmse(prior, bench):

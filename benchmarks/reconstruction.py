@@ -39,7 +39,9 @@ def measure(prior, acceleration, size, slices, samples, nfe):
         for method in METHODS:
             made = reconstruct_scans([scan], method, prior, samples=samples, nfe=nfe, seed=index)
             image = made.image[0] * scan.scale
-            z2 = np.nan if made.std is None else z_squared(image, target, made.std[0] * scan.scale, samples)
+            z2 = np.nan
+            if made.std is not None:
+                z2 = z_squared(image, target, made.std[0] * scan.scale, made.record["scatter"])
             figures[method].append((psnr(abs(image), abs(target)), ssim(abs(image), abs(target)), z2))
     return {method: np.mean(rows, axis=0) for method, rows in figures.items()}
 

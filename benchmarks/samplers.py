@@ -52,6 +52,7 @@ from recon.baselines import baseline, best_lambda_with_truth, choose_lambda
 from recon.metrics import psnr, z_squared
 from recon.reconstruct import reconstruct_scans
 from recon.samplers import SAMPLERS, draws
+from recon.uncertainty import body_sums, moments, scatter
 
 RESULTS = Path(__file__).parent / "results" / "samplers.json"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -154,17 +155,17 @@ def _compare(prior, make_scan, seed) -> Row:
         for by, choice in choices.items():
             row[by][method] = round(psnr(baseline(method, scan, choice.value).abs().numpy(), target), 3)
     made = reconstruct_scans([scan], "posterior", prior, samples=SAMPLES, nfe=NFE, seed=seed, keep_samples=True)
-    return row | _figures(made.samples[0] * scan.scale, scan.target.numpy())
+    return row | _figures(made.samples[0] * scan.scale, scan.target.numpy(), made.record["pairs"])
 
 
-def _figures(images, target) -> Row:
+def _figures(images, target, paired) -> Row:
     """PSNR of the mean of complex (samples, H, W), of one, and z^2."""
-    mean, truth = images.mean(0), np.abs(target)
-    std = np.sqrt((np.abs(images - mean) ** 2).sum(0) / (len(images) - 1))
+    found, truth = moments(images, paired=paired), np.abs(target)
+    z2 = z_squared(found.mean, target, np.sqrt(found.variance), scatter([body_sums(found)]))
     return {
-        "mean": round(psnr(np.abs(mean), truth), 3),
+        "mean": round(psnr(np.abs(found.mean), truth), 3),
         "one": round(float(np.mean([psnr(np.abs(image), truth) for image in images])), 3),
-        "z2": round(z_squared(mean, target, std, len(images)), 3),
+        "z2": round(z2, 3),
     }
 
 
@@ -219,7 +220,7 @@ def _timed(prior, make_scan, name, nfe, count) -> Row:
             prior.denoise(x, 1.0)
         bare += (time.process_time() - started) * counted.count / repeats
     times = {"seconds": round(seconds / count, 4), "bare": round(bare / count, 4), "made": counted.count}
-    return _figures(np.stack(images), scan.target.numpy()) | times
+    return _figures(np.stack(images), scan.target.numpy(), False) | times
 
 
 def _slice(prior, noise, index) -> Row:
@@ -228,7 +229,7 @@ def _slice(prior, noise, index) -> Row:
     lam = _volume_lambda(noise)
     made = reconstruct_scans([scan], "posterior", prior, samples=SAMPLES, nfe=NFE, seed=index, keep_samples=True)
     image = baseline("cg-sense", scan, lam).abs().numpy()
-    row = _figures(made.samples[0] * scan.scale, scan.target.numpy())
+    row = _figures(made.samples[0] * scan.scale, scan.target.numpy(), made.record["pairs"])
     return row | {"cg-sense": round(psnr(image, scan.target.abs().numpy()), 3)}
 
 

@@ -194,12 +194,14 @@ def _row(case, scan, method, prior, effort, seed) -> Row:
     target = scan.target.numpy() / scan.scale
     figures = {"psnr": psnr(abs(image), abs(target)), "ssim": ssim(abs(image), abs(target))}
     if std is not None:
-        figures["z_squared"] = z_squared(image, target, std, samples)
+        figures["z_squared"] = z_squared(image, target, std, made.record["scatter"])
     return Row(case, method, image, std, made.record, **figures)
 
 
 def _held_out_figures(scan, kept, made):
     """Relative error on the samples that are in `scan` and not in `kept`, noise taken off; with draws z^2 too."""
+    from recon.uncertainty import moments
+
     operator = scan.batch().operator
     held = (scan.mask - kept.mask).bool().expand(scan.kspace.shape)
 
@@ -211,8 +213,8 @@ def _held_out_figures(scan, kept, made):
     figures = {"residual": (error - noise) / (float(measured.abs().square().sum()) - noise)}
     if made.samples is not None:
         draws = torch.stack([predict(image) for image in made.samples[0]])
-        variance = float(draws.var(0).sum()) * (1 + 1 / len(draws))
-        figures["z_squared"] = error / (noise + variance)
+        found = moments(draws.numpy(), paired=made.record["pairs"])
+        figures["z_squared"] = error / (noise + float(found.variance.sum() + found.of_mean.sum()))
     return figures
 
 

@@ -76,7 +76,8 @@ def posterior_samples(
 ) -> Tensor:
     """Calibrated draws: complex64 (batch, samples, H, W), in prepared units, at `evaluations(levels)` each.
 
-    generator one for all; or one for every draw, scan by scan, which makes the draws the same for any `chunk`
+    generator one for all; or one for every draw, scan by scan, which makes the draws the same for any `chunk`; those of
+              `seeds.in_pairs` make antithetic pairs, each still a draw by itself, whose mean scatters less
     chunk     draws computed at once
     progress  called after each level with the network evaluations done and to be done, over all draws
     """

@@ -1,7 +1,8 @@
 """Posterior draws of a volume's slices, several at once; no draw depends on which others are computed beside it.
 
-Every draw has a random generator of its own, named by the seed, the file, the slice and its number. Where a GPU has not
-enough memory for as many at once, half as many are tried.
+Every draw has a random generator of its own, named by the seed, the file, the slice and its number. An even number of
+the default sampler's draws is made in antithetic pairs (docs/uncertainty.md). Where a GPU has not enough memory for as
+many at once, half as many are tried.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from mrigsure.denoiser import Prior
 from mrigsure.errors import InputError
 from mrigsure.progress import say
 from mrigsure.scan import Scan, collate
-from mrigsure.seeds import generator
+from mrigsure.seeds import generator, in_pairs
 from recon.memory import draws_at_once
 from recon.samplers import DEFAULT, draws
 
@@ -31,6 +32,7 @@ class Drawing:
     batch        draws computed at once, or "auto"
     seed, name   of the random numbers; the name is the file's, so that files differ in theirs
     workers      processes that share this machine's memory
+    independent  no pairs, for whoever takes the draws' variance as that of independent ones
     """
 
     samples: int = 8
@@ -41,6 +43,12 @@ class Drawing:
     seed: int = 0
     name: str = ""
     workers: int = 1
+    independent: bool = False
+
+    @property
+    def pairs(self) -> bool:
+        """Whether draw 2i + 1 has the noise of draw 2i negated."""
+        return self.sampler == DEFAULT and self.samples % 2 == 0 and not self.independent
 
     def of(
         self, scans: Sequence[Scan], prior: Prior, progress: Callable[[float], None] = lambda share: None
@@ -84,16 +92,19 @@ class Drawing:
             collate(part).to(device),
             samples=len(columns),
             nfe=self.nfe,
-            generator=[self._generator(row, column) for row in rows for column in columns],
+            generator=[one for row in rows for one in self._generators(row)[columns.start : columns.stop]],
             chunk=count,
             progress=lambda now, total: progress((done + count * now / total) / every),
         ).cpu()
         progress((done + count) / every)
         return images / torch.tensor([scan.scale for scan in part])[:, None, None, None]
 
-    def _generator(self, row, column):
-        which = (column,) if self.stack_noise == "shared" else (row, column)
-        return generator(self.seed, "posterior", self.name, *which)
+    def _generators(self, row):
+        """Of all draws of a slice, unused."""
+        names = (self.seed, "posterior", self.name, *([] if self.stack_noise == "shared" else [row]))
+        if self.pairs:
+            return in_pairs(self.samples, *names)
+        return [generator(*names, column) for column in range(self.samples)]
 
     def _halved(self, tried, scan):
         if tried == 1:

@@ -68,8 +68,7 @@ def compare(reconstruction: Reconstruction, truth: Truth, name="reconstruction")
         figures = {"psnr": _finite(psnr(image, clean)), "ssim": ssim(image, clean), "nmse": nmse(image, clean)}
         if reconstruction.std is not None:
             pair = (reconstruction.image[index], target) if same_phase else (image, clean)
-            samples = reconstruction.record["samples"]
-            figures["z2"] = _finite(z_squared(*pair, reconstruction.std[index], samples))
+            figures["z2"] = _finite(z_squared(*pair, reconstruction.std[index], _scatter(reconstruction.record)))
             figures["z2_of"] = "complex" if same_phase else "magnitude"
         if reconstruction.lower is not None:
             lower, upper = reconstruction.lower[index], reconstruction.upper[index]
@@ -97,6 +96,11 @@ def _truth_of(path, truth):
     if found.stem != path.stem:
         raise InputError(found, f"the truth of {found.stem}", f"one named as the reconstruction, {path.stem}.h5")
     return found
+
+
+def _scatter(record):
+    """Variance of the mean over that of a draw; files from before there were pairs have independent draws."""
+    return record["scatter"] if "scatter" in record else 1 / record["samples"]
 
 
 def _identity(reconstruction):

@@ -45,13 +45,14 @@ def coverage(lower: np.ndarray, upper: np.ndarray, target: np.ndarray, mask: np.
     return float(np.mean(((lower <= magnitude) & (magnitude <= upper))[mask]))
 
 
-def z_squared(image: np.ndarray, target: np.ndarray, std: np.ndarray, samples: int) -> float:
-    """Squared error of the mean of K draws over what their spread announces, (1 + 1/K) std^2, inside the body.
+def z_squared(image: np.ndarray, target: np.ndarray, std: np.ndarray, scatter: float) -> float:
+    """Squared error of the mean of K draws over what their spread announces, (1 + scatter) std^2, inside the body.
 
+    scatter  variance of the mean over that of a draw: 1/K of independent draws, less of pairs (recon/uncertainty.py)
     1 where the uncertainty is right, above where it is too small. Complex images of the same phase convention are
     compared as they are; of real magnitudes the error is expected to be half of it, the part along the phase.
     """
     body = body_mask(target)
     error = np.sum(np.abs(image - target)[body].astype(np.float64) ** 2)
-    expected = np.sum(std[body].astype(np.float64) ** 2) * (1 + 1 / samples)
+    expected = np.sum(std[body].astype(np.float64) ** 2) * (1 + scatter)
     return float(error / (expected if np.iscomplexobj(target) else expected / 2))

@@ -27,7 +27,7 @@ from recon.spread_scale import (
     spread_scale,
     without_lines,
 )
-from recon.uncertainty import summarise
+from recon.uncertainty import scatter, summarise
 
 _MOST_SLICES = 3
 
@@ -63,15 +63,15 @@ def reconstruct_posterior(
     summaries, kept, measured = [], [], []
     slices = drawing.of(scans, prior, lambda share: report(share, before, work))
     for index, draws in enumerate(slices):
-        summaries.append(summarise(draws.numpy(), level=level, scale=scale.value))
+        summaries.append(summarise(draws.numpy(), paired=drawing.pairs, level=level, scale=scale.value))
         if keep_samples:
             kept.append(draws.numpy())
         if index in looked_at:
             measured.append(data_sums(scans[index], scans[index].scale * draws))
     record = {"prior": prior.name, "prior_sha256": prior.sha256}
-    record |= {key: getattr(drawing, key) for key in ("samples", "nfe", "sampler", "stack_noise")}
+    record |= {key: getattr(drawing, key) for key in ("samples", "nfe", "sampler", "stack_noise", "pairs")}
     if drawing.samples > 1:
-        record["interval"] = level
+        record |= {"interval": level, "scatter": scatter(summary.body for summary in summaries)}
     if held_out:
         record |= {"spread_scale": scale.value, "spread_scale_error": scale.error}
     if measured:
@@ -91,7 +91,8 @@ def _predictions(scans, looked_at, prior, drawing, progress) -> list[HeldOut]:
         pairs += [(scans[index], kept) for kept in without_lines(scans[index], lines)]
     if not pairs:
         return []
-    drawing = replace(drawing, samples=SAMPLES, name=f"{drawing.name} without held-out lines")
+    name = f"{drawing.name} without held-out lines"
+    drawing = replace(drawing, samples=SAMPLES, name=name, independent=True)  # one pair would not tell the spread
     draws = drawing.of([kept for _, kept in pairs], prior, progress)
     return [predict_held_out(scan, kept, scan.scale * d) for (scan, kept), d in zip(pairs, draws, strict=True)]
 

@@ -11,6 +11,8 @@ voxel_mm, positions_mm, directions
 attributes               method, acceleration, seed, scan, scan_sha256, patient_hash, version, parameters (JSON)
                          warnings (JSON): what was said while the file was made
   of posterior draws     prior, prior_sha256, samples, sampler, stack_noise, nfe (network evaluations a draw, at most),
+                         pairs (whether draws 2i and 2i + 1 are antithetic), scatter (variance of the mean over that
+                         of a draw, in the body; recon/uncertainty.py),
                          interval, spread_scale and spread_scale_error (recon/spread_scale.py; std, lower and upper have
                          it, samples have not), scorecard (JSON, recon/scorecard.py)
   of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
@@ -35,7 +37,7 @@ class Reconstruction:
     """Images of one file. Raw units: the scale of the prepared scan is undone.
 
     image     complex64 (slices, H, W); the mean of the draws, or the baseline's image
-    std       float32 (slices, H, W) or None: sqrt(sum |x_k - mean|^2 / (K - 1)) over the K draws times the scan's
+    std       float32 (slices, H, W) or None: root of a draw's variance (recon/uncertainty.py) times the scan's
               spread_scale, of the complex value; the real part alone has std / sqrt(2)
     samples   complex64 (slices, K, H, W) or None
     record    how it was made: plain values, the attributes of the file

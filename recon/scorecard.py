@@ -63,7 +63,11 @@ class Figure:
 
 
 def data_sums(scan: Scan, draws: Tensor) -> DataSums:
-    """Of draws complex (K, H, W) of one slice, prepared units. With K = 1 the spread is 0."""
+    """Of draws complex (K, H, W) of one slice, prepared units. With K = 1 the spread is 0.
+
+    The mean of independent draws takes 1/K of the spread from both parts; that of pairs takes m (recon/uncertainty.py),
+    less of it inside, where the data decide and pairs are opposite. Their ratio grows by less than 1 / (K - 1).
+    """
     operator, sampled = scan.batch().operator, scan.mask > 0
     kspace = operator.coil_kspace(draws)[:, :, sampled]  # (K, coil, point)
     deviation = draws - draws.mean(0)

@@ -28,10 +28,11 @@ def scanned():
     return scan, scan.held_out(0.3, rng), image
 
 
-def figures(scanned, image, draws=None):
+def figures(scanned, image, draws=None, pairs=False):
     scan, kept, _ = scanned
     samples = None if draws is None else draws.numpy()[None] / SCALE
-    return demo._held_out_figures(scan, kept, SimpleNamespace(image=image.numpy()[None] / SCALE, samples=samples))
+    made = SimpleNamespace(image=image.numpy()[None] / SCALE, samples=samples, record={"pairs": pairs})
+    return demo._held_out_figures(scan, kept, made)
 
 
 def test_the_held_out_error_is_0_for_the_truth_and_1_for_nothing(scanned):
@@ -52,6 +53,14 @@ def test_z_squared_is_1_where_draws_scatter_as_they_err(scanned):
     wrong_mean = image + 0.3 * complex_noise(SHAPE, rng)
     shifted = draws - draws.mean(0) + wrong_mean
     assert figures(scanned, wrong_mean, shifted)["z_squared"] == pytest.approx(8 / 9, rel=0.15)
+
+
+def test_z_squared_knows_that_the_mean_of_pairs_scatters_less(scanned):
+    image, rng = scanned[2], generator(2)
+    wrong_mean = image + 0.3 * complex_noise(SHAPE, rng)
+    deviations = 0.3 * complex_noise((4, *SHAPE), rng)
+    draws = wrong_mean + torch.stack([deviations, -deviations], 1).flatten(0, 1)  # whose mean does not scatter
+    assert figures(scanned, wrong_mean, draws, pairs=True)["z_squared"] == pytest.approx(1, rel=0.15)
 
 
 @pytest.mark.parametrize(("ours", "verb"), [(31.0, "wins over"), (29.0, "loses to")])

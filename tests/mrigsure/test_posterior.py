@@ -10,7 +10,7 @@ from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import blur, fft2c, ifft2c
 from mrigsure.posterior import Factor, PixelSpectrumSpread, ScalarSpread, draw
 from mrigsure.scan import ScanBatch
-from mrigsure.seeds import complex_noise, generator
+from mrigsure.seeds import complex_noise, generator, in_pairs
 
 SIGMA0 = 0.1
 
@@ -145,6 +145,55 @@ def test_with_a_generator_each_draws_do_not_depend_on_the_batch():
     together = drawn(0, 5)
     torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 3), drawn(3, 5)]), together, rtol=1e-8, atol=1e-8)
     assert (together[0] - together[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("exact", "most", "tolerance"), [(True, 1e-3, 0.03), (False, 0.02, 0.1)])
+def test_the_mean_of_pairs_scatters_far_less_and_each_draw_keeps_its_variance(exact, most, tolerance):
+    """A Gaussian posterior: a pair's deviations are opposite, so that even one pair's mean is the posterior's.
+
+    With the probed spread the sampler has a bias of its own, and solves that stop early are not linear in the noise.
+    """
+    prior, _ = stationary_prior(8)
+    spread = prior.exact_spread if exact else PixelSpectrumSpread()
+    batch, mean, covariance = measurement(prior, 1000)
+    images = draw(
+        prior.denoise, batch, sigma_schedule(16, 20.0, SIGMA0 / 20), spread=spread, generator=in_pairs(1000, 0, "draw")
+    ).flatten(1)
+    trace = covariance.diagonal().real.sum()
+    pairs = (images[::2] + images[1::2]) / 2
+    assert (pairs - pairs.mean(0)).abs().square().sum(1).mean() / 2 < most * trace, "independent ones have a half"
+    assert (images.mean(0) - mean).abs().square().sum() / 2 < most * trace
+    for one in (images[::2], images[1::2]):
+        assert variance_ratio(one, covariance) == pytest.approx(1, abs=tolerance)
+
+
+def test_all_that_a_draw_takes_from_chance_is_mirrored(monkeypatch):
+    taken = []
+
+    def recorded(*words):
+        taken.append(complex_noise(*words))
+        return taken[-1]
+
+    monkeypatch.setattr("mrigsure.posterior.complex_noise", recorded)
+    prior = nonstationary_prior(8)
+    sigmas = sigma_schedule(5, 20.0, SIGMA0 / 4)
+    draw(prior.denoise, measurement(prior, 2)[0], sigmas, spread=PixelSpectrumSpread(), generator=in_pairs(2, 0))
+    start, levels, probes = 3, 4 * 3, 3  # the last level ends in a mean
+    assert len(taken) == start + levels + probes
+    assert all(torch.equal(noise[1], -noise[0]) for noise in taken)
+
+
+def test_the_draws_of_a_pair_may_be_computed_apart():
+    prior = nonstationary_prior(8)
+    batch, _, _ = measurement(prior, 4)
+    sigmas = sigma_schedule(6, 20.0, SIGMA0 / 4)
+
+    def drawn(first, last):
+        part = ScanBatch(*(getattr(batch, key)[first:last] for key in batch.__dataclass_fields__))
+        rng = in_pairs(4, 0, "draw")[first:last]
+        return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng)
+
+    torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 4)]), drawn(0, 4), rtol=1e-8, atol=1e-8)
 
 
 def test_scalar_spread_is_a_little_too_wide():

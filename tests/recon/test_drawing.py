@@ -43,6 +43,30 @@ def test_the_batch_does_not_change_the_draws(make_scan, network_prior, sampler, 
     assert (whole[0, 0] - whole[0, 1]).abs().max() > 0.1
 
 
+def test_the_batch_does_not_change_the_draws_of_pairs(make_scan, network_prior):
+    scans = [make_scan((16, 12), seed=seed) for seed in range(2)]
+    whole = drawn(scans, network_prior, samples=4, batch=8)
+    for batch in (1, 3):
+        part = drawn(scans, network_prior, samples=4, batch=batch)
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-4)
+
+
+def _common(draws):
+    """Power of the scatter of the pairs' means over that in pairs: 0 where the draws of a pair are opposite."""
+    first, second = draws[:, ::2], draws[:, 1::2]
+    means, halves = (first + second) / 2, (first - second) / 2
+    return float((means - means.mean(1, keepdim=True)).abs().square().sum() / halves.abs().square().sum())
+
+
+def test_only_an_even_number_of_the_default_samplers_draws_is_in_pairs(make_scan, gaussian_prior):
+    scans = [make_scan((16, 12), seed=seed) for seed in range(2)]
+    assert _common(drawn(scans, gaussian_prior, samples=4)) < 1e-3
+    assert _common(drawn(scans, gaussian_prior, samples=4, stack_noise="shared")) < 1e-3
+    assert _common(drawn(scans, gaussian_prior, samples=4, independent=True)) > 0.3
+    assert _common(drawn(scans, gaussian_prior, samples=5)[:, :4]) > 0.3
+    assert _common(drawn(scans, gaussian_prior, samples=4, sampler="ula")) > 0.3
+
+
 def test_more_samples_begin_with_the_same_ones(make_scan, gaussian_prior):
     few, many = (drawn([make_scan((16, 12))], gaussian_prior, samples=count) for count in (2, 4))
     torch.testing.assert_close(many[:, :2], few, rtol=1e-4, atol=1e-4)

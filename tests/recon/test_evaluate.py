@@ -65,6 +65,16 @@ def test_uncertainty_is_judged_on_complex_values_only_against_the_scans_own_targ
         assert (figures["z2"] > 10) == (kind == "complex")
 
 
+@pytest.mark.parametrize(("record", "scatter"), [({"scatter": 0.02}, 0.02), ({}, 1 / 4)])
+def test_z_squared_knows_how_much_the_mean_scatters(case, record, scatter):
+    """From the file; files of before there were pairs had independent draws."""
+    target, write, truth = case
+    std = np.full(target.shape, 0.01, np.float32)
+    path = write(target + 0.01, std, "posterior", **record)
+    figures = evaluate(EvaluateSettings([str(path)], str(truth)))["files"][0]["slices"][0]
+    assert figures["z2"] == pytest.approx(1 / (1 + scatter), rel=1e-3)
+
+
 def test_coverage_is_that_of_the_body_and_a_broken_scorecard_is_said(case, capsys):
     target, write, truth = case
     clean = np.abs(target)

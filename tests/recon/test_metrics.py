@@ -39,9 +39,9 @@ def test_z_squared_of_calibrated_draws_is_one(samples):
     center = 30 * np.exp(1j * rng.uniform(-3, 3, size=shape))
     target, draws = center + noise(), center + noise(samples)  # exchangeable
     mean, std = draws.mean(0), np.sqrt((np.abs(draws - draws.mean(0)) ** 2).sum(0) / (samples - 1))
-    assert z_squared(mean, target, std, samples) == pytest.approx(1, abs=0.04)
-    assert z_squared(np.abs(mean), np.abs(target), std, samples) == pytest.approx(1, abs=0.05)
-    assert z_squared(mean, target, std / 2, samples) == pytest.approx(4, abs=0.2)
+    assert z_squared(mean, target, std, 1 / samples) == pytest.approx(1, abs=0.04)
+    assert z_squared(np.abs(mean), np.abs(target), std, 1 / samples) == pytest.approx(1, abs=0.05)
+    assert z_squared(mean, target, std / 2, 1 / samples) == pytest.approx(4, abs=0.2)
 
 
 def test_coverage_counts_magnitudes_inside_the_mask_alone():

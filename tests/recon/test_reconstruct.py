@@ -15,10 +15,11 @@ from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.scan import ScanSet
 from mrigsure.settings import ReconstructSettings
 from recon.baselines import zero_filled
+from recon.drawing import Drawing
 from recon.reconstruct import reconstruct, reconstruct_scans
 from recon.reconstruction import read_reconstruction
 from recon.samplers import SAMPLERS
-from recon.spread_scale import without_lines
+from recon.spread_scale import SAMPLES, without_lines
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +113,28 @@ def test_a_volume_is_looked_at_in_three_slices_and_draws_what_it_would_without(m
 
 def test_the_posterior_of_a_gaussian_prior_is_the_regularised_solve(make_scan, gaussian_prior):
     scan = make_scan(noise_std=0.05)
-    result = reconstruct_scans([scan], "posterior", gaussian_prior, samples=16, nfe=32, calibrate_scan=False)
+    independent, paired = (
+        reconstruct_scans([scan], "posterior", gaussian_prior, samples=samples, nfe=32, calibrate_scan=False)
+        for samples in (15, 16)
+    )
     batch = scan.batch()
     shift = torch.tensor([scan.noise_std**2 / 0.5**2])
     exact = batch.operator.solve(batch.operator.adjoint(batch.kspace), shift)[0].numpy()
-    spread = result.std[0]
-    error = np.abs(result.image[0] - exact) ** 2
-    assert 0.7 < error.sum() / (spread**2 / 16).sum() < 1.4  # nothing but the Monte-Carlo error of 16 draws
+    variance = [np.sum(made.std[0] ** 2) for made in (independent, paired)]
+    error = [np.sum(np.abs(made.image[0] - exact) ** 2) for made in (independent, paired)]
+    assert 0.7 < error[0] / (variance[0] / 15) < 1.4  # nothing but the Monte-Carlo error of 15 draws
+    assert error[1] < 0.1 * error[0]  # pairs have hardly any
+    assert variance[1] == pytest.approx(variance[0], rel=0.1)
+    assert independent.record["scatter"] == pytest.approx(1 / 15) and not independent.record["pairs"]
+    assert paired.record["scatter"] < 0.1 / 16 and paired.record["pairs"]
+
+
+def test_lines_held_out_are_predicted_by_independent_draws(make_scan, gaussian_prior, monkeypatch):
+    """The scale and the scorecard take two draws' variance as such."""
+    seen, of = [], Drawing.of
+    monkeypatch.setattr(Drawing, "of", lambda self, *rest: seen.append((self.samples, self.pairs)) or of(self, *rest))
+    reconstruct_scans([make_scan()], "posterior", gaussian_prior, samples=4, nfe=6)
+    assert seen == [(SAMPLES, False), (4, True)]
 
 
 def test_the_same_seed_gives_the_same_bytes(scans, tmp_path):
