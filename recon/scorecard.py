@@ -25,8 +25,8 @@ from recon.spread_scale import HeldOut
 _DATA_FIT = (0.6, 1.5)
 _INSIDE = 0.6
 _Z2 = (0.4, 2.0)  # times the prior's own
-_RESIDUAL = 4.0  # times the prior's own, but never above the next: 1 is the residual of an empty line
-_MOST_RESIDUAL = 1.5
+_RESIDUAL = 4.0  # times the prior's own, within the next: 1 is the residual of an empty line, which few lines come near
+_RESIDUAL_LIMITS = (1.0, 1.5)
 _LEAST_SIGNAL = 0.1
 
 
@@ -102,7 +102,7 @@ def scorecard(measured: Sequence[DataSums], held_out: Sequence[HeldOut], record:
         own = _own_figures(record)
         figures.append(Figure("z2", held.z2, _Z2[0] * own["z2"], _Z2[1] * own["z2"]))
         if held.signal > _LEAST_SIGNAL:
-            most = min(_RESIDUAL * own["residual"], _MOST_RESIDUAL)
+            most = min(max(_RESIDUAL * own["residual"], _RESIDUAL_LIMITS[0]), _RESIDUAL_LIMITS[1])
             figures.append(Figure("residual", held.residual, None, most))
     return figures
 
@@ -125,4 +125,4 @@ def as_json(figures: Sequence[Figure]) -> str:
 def _own_figures(record):
     """z2 and residual of the round that training chose."""
     chosen = [entry for entry in record.get("history", []) if entry["round"] == record["rounds"]]
-    return chosen[-1] if chosen else {"z2": 1.0, "residual": _MOST_RESIDUAL}
+    return chosen[-1] if chosen else {"z2": 1.0, "residual": _RESIDUAL_LIMITS[1]}

@@ -81,11 +81,12 @@ def _card(record, error=1.0, data=9.0):
 
 
 def test_limits_follow_what_the_prior_did_on_its_own_scans():
-    found = ((9.0, 9.0), (0.9, 0.2), (8.0, 8.0))  # of which training chose the second round
+    found = ((9.0, 9.0), (0.9, 0.3), (8.0, 8.0))  # of which training chose the second round
     history = [{"round": number, "z2": z2, "residual": residual} for number, (z2, residual) in enumerate(found)]
     card = _card({"rounds": 1, "history": history})
     assert (card["z2"].least, card["z2"].most) == pytest.approx((0.36, 1.8))
-    assert card["residual"].most == pytest.approx(0.8)
+    assert card["residual"].most == pytest.approx(1.2)
+    assert _card({"rounds": 0, "history": [{"round": 0, "z2": 1.0, "residual": 0.1}]})["residual"].most == 1.0
     assert _card({})["z2"].most == 2.0
 
 
