@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py [--quick] [--prior FOLDER] [--slices N] [--heads train|test]
 
 The scans have the distribution of examples/train_shipped_prior.sh at 128 x 128, drawn anew: the heads that training
-drew in new cuts, contrasts and phases, 5 to 12 coils, noise 0.03 to 0.12, random and Gaussian lines, a centre of 9%; at
+drew in new cuts, contrasts and phases, 8 to 14 coils, noise 0.03 to 0.06, random and Gaussian lines, a centre of 10%; at
 R = 4 and R = 8. `--heads test` takes the head that no training drew. Maps and noise level are the true ones: those that
 `prepare` estimates bring a shading of their own, which is no matter of the prior (docs/uncertainty.md). Every slice is
 a scan by itself, 8 draws of 30 evaluations. Counted is the body, above 15% of the 99th percentile; air stands beside.
@@ -39,11 +39,11 @@ def scan_of(acceleration, index, heads):
     return random_scan(
         rng,
         (MATRIX, MATRIX),
-        coils=int(rng.integers(5, 13)),
+        coils=int(rng.integers(8, 15)),
         acceleration=acceleration,
         pattern=str(rng.choice(["random", "gaussian"])),
-        center_fraction=0.09,
-        noise=float(np.exp(rng.uniform(*np.log((0.03, 0.12))))),
+        center_fraction=0.1,
+        noise=float(np.exp(rng.uniform(*np.log((0.03, 0.06))))),
         heads=heads,
     )
 
