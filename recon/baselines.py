@@ -145,7 +145,8 @@ def best_lambda_with_truth(method: str, scan: Scan, target: Tensor) -> LambdaCho
         return LambdaChoice(0.0, "no lambda")
     grid = GRIDS[method]
     truth = target.abs()
-    energy = [float((first_set(image).abs() - truth).square().sum()) for image in _along_grid(method, scan, grid)]
+    images = (baseline(method, scan, lam) for lam in grid)  # as they are then used: a warm start's best is another
+    energy = [float((image.abs() - truth).square().sum()) for image in images]
     return _choice(grid, np.array(energy) / float(truth.square().sum()), "truth")
 
 
