@@ -5,8 +5,8 @@
 The scans have the distribution of examples/train_shipped_prior.sh at 128 x 128, drawn anew: the heads that training
 drew in new cuts, contrasts and phases, 8 to 14 coils, noise 0.03 to 0.06, random and Gaussian lines, a centre of 10%;
 at R = 4 and R = 8. `--heads test` takes the head that no training drew. Maps and noise level are the true ones: those
-that `prepare` estimates bring a shading of their own, which is no matter of the prior (docs/uncertainty.md). Every slice
-is a scan by itself, 8 draws of 30 evaluations. Counted is the body, above 15% of the 99th percentile; air stands beside.
+that `prepare` estimates bring a shading of their own, which is no matter of the prior (docs/uncertainty.md). Every
+slice is a scan by itself, 8 draws of 30 evaluations. Counted is the body, above 15% of the 99th percentile; air beside.
 
 Prints median and 5th percentile of the slices' coverages, with the prior's spread as it is and with each scan's own
 scale, and the scorecards' warnings. The last line holds that median which is farther from 0.9; the bar is 0.87 to 0.93
