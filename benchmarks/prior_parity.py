@@ -12,8 +12,8 @@ clean images with as many updates, `oracle500` on 500 of them, as many as the sc
 took at R = 4. Every prior's draws are calibrated on held-out lines by the same rule. A training
 that was stopped goes on where it was.
 
-Rows of `solve`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels; all
-are measured with the sampler as it is.
+Rows of `solve`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
+all are measured with the sampler as it is.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.
