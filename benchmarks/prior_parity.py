@@ -9,8 +9,8 @@ development data at 128 x 128 with simulated coils and phase, tested on other st
 (adjoint input) and `solve` (perturb-and-solve input, held-out lines) are the starts of docs/method.md, 1 to 5, followed
 by refinement rounds; `gaussian` starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the
 clean images with as many updates, `oracle500` on 500 of them, as many as the scanner makes in the hours that the 2,000
-took at R = 4. Every prior's draws are calibrated on held-out lines by the same rule. A training
-that was stopped goes on where it was.
+took at R = 4. Every prior's draws are calibrated on held-out lines by the same rule. A training that was stopped
+goes on where it was.
 
 Rows of `solve`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
 all are measured with the sampler as it is.

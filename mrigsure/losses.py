@@ -53,8 +53,8 @@ def pick_batch(
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
         if not settings.measured:
             return torch.stack(images)
-        alike = [augment_scan(replace(scans[i], target=x), rng) for i, x in zip(picks, images, strict=True)]
-        return _cropped(Drawn(torch.stack([scan.target for scan in alike]), collate(alike)), settings.crop, rng)
+        turned = [augment_scan(replace(scans[i], target=x), rng) for i, x in zip(picks, images, strict=True)]
+        return _cropped(Drawn(torch.stack([scan.target for scan in turned]), collate(turned)), settings.crop, rng)
     if settings.objective == "supervised":
         return torch.stack([scans[i].target for i in picks])
     return collate([augment_scan(scans[i], rng) for i in picks])

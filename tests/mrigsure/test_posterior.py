@@ -132,18 +132,20 @@ def test_solves_that_stop_early_leave_the_draws_too_wide_not_too_narrow(monkeypa
     assert 1.02 < variance_ratio(images, covariance) < 1.15
 
 
-def test_with_a_generator_each_draws_do_not_depend_on_the_batch():
+@pytest.mark.parametrize("paired", [False, True])
+def test_with_a_generator_each_draws_do_not_depend_on_the_batch(paired):
+    """Nor need the draws of a pair be computed at once."""
     prior = nonstationary_prior(8)
-    batch, _, _ = measurement(prior, 5)
+    batch, _, _ = measurement(prior, 6)
     sigmas = sigma_schedule(6, 20.0, SIGMA0 / 4)
 
     def drawn(first, last):
         part = ScanBatch(*(getattr(batch, key)[first:last] for key in batch.__dataclass_fields__))
-        rng = [generator(0, "draw", number) for number in range(first, last)]
-        return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng)
+        rng = in_pairs(6, 0, "draw") if paired else [generator(0, "draw", number) for number in range(6)]
+        return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng[first:last])
 
-    together = drawn(0, 5)
-    torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 3), drawn(3, 5)]), together, rtol=1e-8, atol=1e-8)
+    together = drawn(0, 6)
+    torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 3), drawn(3, 6)]), together, rtol=1e-8, atol=1e-8)
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
@@ -181,19 +183,6 @@ def test_all_that_a_draw_takes_from_chance_is_mirrored(monkeypatch):
     start, levels, probes = 3, 4 * 3, 3  # the last level ends in a mean
     assert len(taken) == start + levels + probes
     assert all(torch.equal(noise[1], -noise[0]) for noise in taken)
-
-
-def test_the_draws_of_a_pair_may_be_computed_apart():
-    prior = nonstationary_prior(8)
-    batch, _, _ = measurement(prior, 4)
-    sigmas = sigma_schedule(6, 20.0, SIGMA0 / 4)
-
-    def drawn(first, last):
-        part = ScanBatch(*(getattr(batch, key)[first:last] for key in batch.__dataclass_fields__))
-        rng = in_pairs(4, 0, "draw")[first:last]
-        return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng)
-
-    torch.testing.assert_close(torch.cat([drawn(0, 1), drawn(1, 4)]), drawn(0, 4), rtol=1e-8, atol=1e-8)
 
 
 def test_scalar_spread_is_a_little_too_wide():
