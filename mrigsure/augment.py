@@ -4,7 +4,7 @@ A scan is augmented by doing to its maps, k-space and mask what turns its image:
 image has the mirrored k-space, and a conjugate one the mirrored conjugate. Its noise stays white.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,26 +25,41 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     return torch.stack(out)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A global phase, conjugation and flips of the image of a scan; the same for all scans that it is applied to."""
+
+    phase: Tensor
+    flip_rows: bool
+    flip_columns: bool
+    conjugate: bool
+
+    @classmethod
+    def random(cls, rng: torch.Generator) -> "Turn":
+        angle = 2 * torch.pi * torch.rand((), generator=rng)
+        return cls(torch.polar(torch.ones(()), angle), *(torch.rand(3, generator=rng) < 0.5).tolist())
+
+    def __call__(self, scan: Scan) -> Scan:
+        axes = [axis for axis, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
+        opposite = [axis for axis in (-2, -1) if (axis in axes) != self.conjugate]  # conjugation mirrors k-space too
+        kspace, maps, target = self.phase * scan.kspace, scan.sens_maps, scan.target
+        target = None if target is None else self.phase * target
+        if self.conjugate:
+            kspace, maps = kspace.conj().resolve_conj(), maps.conj().resolve_conj()
+            target = None if target is None else target.conj().resolve_conj()
+        return replace(
+            scan,
+            kspace=_mirror(kspace, opposite),
+            mask=_mirror(scan.mask, opposite),
+            density=_mirror(scan.density, opposite),
+            sens_maps=_mirror(maps, axes),
+            target=None if target is None else _mirror(target, axes),
+        )
+
+
 def augment_scan(scan: Scan, rng: torch.Generator) -> Scan:
-    """A global phase, conjugation and flips of the image of `scan`."""
-    angle = 2 * torch.pi * torch.rand((), generator=rng)
-    phase = torch.polar(torch.ones(()), angle)
-    flip_rows, flip_columns, conjugate = (torch.rand(3, generator=rng) < 0.5).tolist()
-    axes = [axis for axis, flipped in ((-2, flip_rows), (-1, flip_columns)) if flipped]
-    opposite = [axis for axis in (-2, -1) if (axis in axes) != conjugate]  # conjugation mirrors k-space once more
-    kspace, maps, target = phase * scan.kspace, scan.sens_maps, scan.target
-    target = None if target is None else phase * target
-    if conjugate:
-        kspace, maps = kspace.conj().resolve_conj(), maps.conj().resolve_conj()
-        target = None if target is None else target.conj().resolve_conj()
-    return replace(
-        scan,
-        kspace=_mirror(kspace, opposite),
-        mask=_mirror(scan.mask, opposite),
-        density=_mirror(scan.density, opposite),
-        sens_maps=_mirror(maps, axes),
-        target=None if target is None else _mirror(target, axes),
-    )
+    """A random `Turn` of the scan."""
+    return Turn.random(rng)(scan)
 
 
 def _mirror(array, axes):

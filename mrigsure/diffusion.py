@@ -1,15 +1,17 @@
-"""Noise levels, and the diffused images that undersampled noisy scans allow (docs/method.md, sections 1 and 4).
+"""Noise levels, and the diffused images that undersampled noisy scans allow (docs/method.md, sections 1, 4 and 6).
 
-Both inputs hand back, beside the image, the measurement that is independent of it given the scan: on the kept lines
-y~ = y - (cov) n, as in Recorrupted-to-Recorrupted; on the held-out lines y itself.
+Every input has a measurement that is independent of it given the scan: on the kept lines y~ = y - (cov) n, as in
+Recorrupted-to-Recorrupted (Pang et al., CVPR 2021); on held-out lines y itself.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mrigsure.operators import SenseOperator
+from mrigsure.scan import Scan
 from mrigsure.seeds import complex_noise
 
 GAMMA = 1.5  # 2 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
@@ -80,12 +82,55 @@ def perturb_and_solve(
     mu = solve_shift(sigma, sigma0)
     alpha = _column(2 * sigma**2 * mu / (1 + mu) ** 2 - sigma0**2).sqrt()
     noise = complex_noise(kspace.shape, generator, kspace.dtype)
-    image_shape = (kspace.shape[0], *kspace.shape[-2:])
-    n2, n3 = (complex_noise(image_shape, generator, kspace.dtype) for _ in range(2))
-    mu_, sigma_ = mu[:, None, None], sigma[:, None, None]
-    rhs = (1 + mu_) * operator.adjoint(kspace + alpha * noise) + sigma_ * mu_ * n2 + sigma_ * operator.normal(n3)
+    rhs = _noisy_side(operator, kspace + alpha * noise, sigma, mu, generator)
     target = kspace - operator.mask * (_column(sigma0) ** 2 / alpha) * noise
     return operator.solve(rhs, mu, tolerance), target
+
+
+def complete_and_solve(
+    operator: SenseOperator,
+    noisier: Tensor,
+    images: Tensor,
+    sigma: Tensor,
+    sigma0: Tensor,
+    generator: torch.Generator,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """`perturb_and_solve`, and where the solve knows little of x a draw in its place (docs/method.md, section 6).
+
+    The solve's mean is C x, C = (1 + mu)(T + mu)^-1 T; to it comes (1 - C) images = mu (T + mu)^-1 (1 - T) images. With
+    right draws the whole is distributed as x + sigma w; the noise is exactly white whatever they are.
+
+    noisier  complex (batch, coil, H, W), the k-space of `noisier_scan`: the target that is independent of all this is
+             `independent_kspace`'s
+    images   complex (batch, H, W), draws given `noisier` alone
+    sigma0   (batch,), of the scans as they were measured; sigma (batch,) at least `lowest_solve_sigma(sigma0)`
+    """
+    mu = solve_shift(sigma, sigma0)
+    more = 2 * sigma**2 * mu / (1 + mu) ** 2 - GAMMA * sigma0**2
+    noise = complex_noise(noisier.shape, generator, noisier.dtype)
+    rhs = _noisy_side(operator, noisier + _column(more.clamp_min(0)).sqrt() * noise, sigma, mu, generator)
+    return operator.solve(rhs + mu[:, None, None] * (images - operator.normal(images)), mu, tolerance)
+
+
+def noisier_scan(scan: Scan, generator: torch.Generator) -> Scan:
+    """z = y + alpha n on what was sampled, alpha^2 = (gamma - 1) sigma0^2, the least noise that the solve needs."""
+    noise = complex_noise(scan.kspace.shape, generator, scan.kspace.dtype)
+    kspace = scan.kspace + (GAMMA - 1) ** 0.5 * scan.noise_std * scan.mask * noise
+    return replace(scan, kspace=kspace, noise_std=GAMMA**0.5 * scan.noise_std)
+
+
+def independent_kspace(kspace: Tensor, noisier: Tensor) -> Tensor:
+    """y~ = y - (z - y) sigma0^2 / alpha^2 of y and the z of `noisier_scan`: its noise and z's are independent."""
+    return kspace - (noisier - kspace) / (GAMMA - 1)
+
+
+def _noisy_side(operator, kspace, sigma, mu, generator):
+    """(1 + mu) A^H kspace + sigma mu n2 + sigma T n3, whose solve has white noise."""
+    shape = (kspace.shape[0], *kspace.shape[-2:])
+    n2, n3 = (complex_noise(shape, generator, kspace.dtype) for _ in range(2))
+    mu, sigma = mu[:, None, None], sigma[:, None, None]
+    return (1 + mu) * operator.adjoint(kspace) + sigma * mu * n2 + sigma * operator.normal(n3)
 
 
 def _column(values: Tensor) -> Tensor:

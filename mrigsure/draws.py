@@ -1,23 +1,50 @@
 """The images that a round learns from: which scans are drawn anew, and how.
 
-from round 1 on      posterior draws under the current prior, as persistent chains (refinement.py)
+from round 1 on      posterior draws under the current prior, as persistent chains (refinement.py); where scans
+                     teach too (settings.targets) they are given more noise, of which y~ is independent
 start gaussian       the first draws come from a Gaussian fitted to the scans instead (gaussian.py)
 objective denoised   the first images are the fully sampled noisy scans themselves, denoised once
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mrigsure.archive import Archive
+from mrigsure.diffusion import noisier_scan
 from mrigsure.gaussian import fit_gaussian
 from mrigsure.posterior import Denoise, Spread
 from mrigsure.refinement import EStep, gaussian_chains
+from mrigsure.scan import Scan, ScanSet
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
 
 _GAUSSIAN_SCANS = 96
+
+
+def split_scan(scan: Scan, seed: int, index: int) -> Scan:
+    """The scan with more noise that its draws are made from, always the same."""
+    return noisier_scan(scan, generator(seed, "split", index))
+
+
+@dataclass(frozen=True)
+class _SplitScans(Sequence):
+    """`split_scan` of every scan."""
+
+    scans: ScanSet
+    seed: int
+
+    def __len__(self):
+        return len(self.scans)
+
+    def __getitem__(self, index):
+        return split_scan(self.scans[index], self.seed, index)
+
+    @property
+    def shapes(self):
+        return self.scans.shapes
 
 
 def scans_to_draw(settings: TrainSettings, archive: Archive, round_number: int) -> list[int]:
@@ -36,26 +63,27 @@ def draw_scans(
     round_number: int,
     denoise: Denoise,
     spread: Spread,
-    perturb: bool = True,
+    estimates: bool = False,
     lowest: float,
     device,
     share: tuple[int, int],
 ) -> Iterable[int]:
     """New draws of this process's share of the scans `indices` into `chains`; yields how many are done.
 
-    perturb  False gives point estimates in place of draws
+    estimates  point estimates in place of draws
     lowest  the least level at which `denoise` is defined
     share   (number, count) of the processes that divide the work
     """
     if settings.objective == "denoised" and round_number == 1:
         mine = indices[share[0] :: share[1]]
         return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
+    scans = _SplitScans(archive.scans, settings.seed) if settings.teaches_by_scans else archive.scans
     if settings.start == "gaussian" and round_number == 1:
         pool = archive.training
         stride = max(1, len(pool) // _GAUSSIAN_SCANS)
         return gaussian_chains(
             fit_gaussian([archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed),
-            archive.scans,
+            scans,
             indices,
             chains,
             samples=settings.round_samples,
@@ -67,7 +95,8 @@ def draw_scans(
     step = EStep(
         denoise=denoise,
         spread=spread,
-        perturb=perturb,
+        estimates=estimates,
+        sharp=settings.teaches_by_scans,
         levels=settings.round_levels,
         samples=settings.round_samples,
         sigma_max=settings.sigma_max,
@@ -78,7 +107,7 @@ def draw_scans(
         device=device,
         share=share,
     )
-    return step.update(archive.scans, indices, chains)
+    return step.update(scans, indices, chains)
 
 
 def _denoised(archive, indices, chains, samples, denoise, lowest, device):

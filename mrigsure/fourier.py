@@ -1,4 +1,4 @@
-"""Centred orthonormal 2-D Fourier pair on the last two axes, and centred crop and pad.
+"""Centred orthonormal Fourier pairs, 2-D on the last two axes or 1-D, and centred crop and pad.
 
 Same convention as fastmri.fft2c and sigpy.fft: k = 0 at index n // 2, ||F x|| = ||x||.
 """
@@ -21,6 +21,18 @@ def ifft2c(kspace: Tensor) -> Tensor:
     """F^H, the inverse of `fft2c`."""
     shifted = torch.fft.ifftshift(kspace, dim=_AXES)
     return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
+
+
+def fft1c(image: Tensor, axis: int) -> Tensor:
+    """`fft2c` along one axis alone."""
+    shifted = torch.fft.ifftshift(image, dim=axis)
+    return torch.fft.fftshift(torch.fft.fft(shifted, dim=axis, norm="ortho"), dim=axis)
+
+
+def ifft1c(kspace: Tensor, axis: int) -> Tensor:
+    """The inverse of `fft1c`."""
+    shifted = torch.fft.ifftshift(kspace, dim=axis)
+    return torch.fft.fftshift(torch.fft.ifft(shifted, dim=axis, norm="ortho"), dim=axis)
 
 
 def center_crop(array, shape: tuple[int, int]):

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mrigsure.archive import Archive
-from mrigsure.augment import augment, augment_scan, random_crop
+from mrigsure.augment import Turn, augment, augment_scan, random_crop
 from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
-from mrigsure.objectives import Denoise, denoising, gsure, split_gsure
+from mrigsure.draws import split_scan
+from mrigsure.fourier import fft1c, ifft1c
+from mrigsure.objectives import Denoise, completed, denoising, gsure, split_gsure
 from mrigsure.scan import SIGMA_DATA, ScanBatch, collate
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
@@ -24,13 +26,18 @@ _ABOVE = 1.02  # of sigma0: as near to it as objectives without a split come
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of scans, complex (batch, H, W), and the scans that they are draws of, augmented alike."""
+    """Draws of scans, complex (batch, H, W), and the scans that they are draws of, augmented alike.
+
+    noisier  the k-space that the draws were made from, where it is not the scans' own
+    """
 
     images: Tensor
     scans: ScanBatch
+    noisier: Tensor | None
 
     def to(self, device) -> "Drawn":
-        return Drawn(self.images.to(device), self.scans.to(device))
+        noisier = None if self.noisier is None else self.noisier.to(device)
+        return Drawn(self.images.to(device), self.scans.to(device), noisier)
 
 
 def pick_batch(
@@ -51,10 +58,9 @@ def pick_batch(
     if refining:
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
-        if not settings.measured:
+        if not settings.teaches_by_scans and not settings.measured:
             return torch.stack(images)
-        turned = [augment_scan(replace(scans[i], target=x), rng) for i, x in zip(picks, images, strict=True)]
-        return _cropped(Drawn(torch.stack([scan.target for scan in turned]), collate(turned)), settings.crop, rng)
+        return _cropped(_with_scans(settings, scans, picks, images, rng), settings.crop, rng)
     if settings.objective == "supervised":
         return torch.stack([scans[i].target for i in picks])
     return collate([augment_scan(scans[i], rng) for i in picks])
@@ -83,7 +89,11 @@ def scan_losses(
     elif isinstance(batch, Drawn):
         sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined), settings.sigma_max, rng).to(device)
         drawn = batch.to(device)
-        loss = denoising(denoise, drawn.images, sigma, noise, scans=drawn.scans, measured=settings.measured)
+        options = {"scans": drawn.scans, "measured": settings.measured}
+        if drawn.noisier is None:
+            loss = denoising(denoise, drawn.images, sigma, noise, **options)
+        else:
+            loss = completed(denoise, drawn.images, sigma, noise, noisier=drawn.noisier, **options)
     else:
         lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
@@ -93,14 +103,31 @@ def scan_losses(
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 
+def _with_scans(settings, scans, picks, images, rng):
+    """The draws with their scans, each turned by chance."""
+    turned, noisier = [], []
+    for index, image in zip(picks, images, strict=True):
+        turn = Turn.random(rng)
+        turned.append(turn(replace(scans[index], target=image)))
+        if settings.teaches_by_scans:
+            noisier.append(turn(split_scan(scans[index], settings.seed, index)))
+    batch = collate(turned)
+    return Drawn(torch.stack([scan.target for scan in turned]), batch, collate(noisier).kspace if noisier else None)
+
+
 def _cropped(drawn: Drawn, side: int, rng: torch.Generator) -> Drawn:
     """`side` neighbouring rows, or all: along the readout of line masks a scan can be cut, and only there."""
     height, scans = drawn.images.shape[1], drawn.scans
     if not side or side >= height or not scans.operator.is_line_mask:
         return drawn
     start = int(torch.randint(height - side + 1, (1,), generator=rng))
-    parts = {key: getattr(scans, key).narrow(-2, start, side) for key in ("kspace", "mask", "sens_maps", "density")}
-    return Drawn(drawn.images.narrow(1, start, side), replace(scans, **parts))
+
+    def rows(kspace):
+        return fft1c(ifft1c(kspace, -2).narrow(-2, start, side), -2)
+
+    parts = {key: getattr(scans, key).narrow(-2, start, side) for key in ("mask", "sens_maps", "density")}
+    noisier = None if drawn.noisier is None else rows(drawn.noisier)
+    return Drawn(drawn.images.narrow(1, start, side), replace(scans, kspace=rows(scans.kspace), **parts), noisier)
 
 
 def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
     split_gsure   || W M (F S f(x_sigma) - y~) ||^2, no divergence; with held-out lines (docs/method.md, 3 and 5)
     gsure         || W M (F S f(x_sigma) - y) ||^2 + 2 sigma0^2 div (Kawar et al., arXiv 2305.13128; section 2)
-    denoising     || f(x + sigma w) - x ||^2, for the refinement's draws, and for the clean images of an oracle
+    completed     || W M (F S f(x_sigma) - y~) ||^2, what draws lack in x_sigma's solve filled in by them (section 6)
+    denoising     || f(x + sigma w) - x ||^2, for draws below the data's noise, and for the clean images of an oracle
 
 `denoise(x, sigma)` maps complex (batch, H, W) and (batch,) to complex (batch, H, W).
 """
@@ -12,7 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mrigsure.diffusion import diffuse_adjoint, perturb_and_solve
+from mrigsure.diffusion import (
+    complete_and_solve,
+    diffuse_adjoint,
+    independent_kspace,
+    lowest_solve_sigma,
+    perturb_and_solve,
+)
 from mrigsure.operators import SenseOperator
 from mrigsure.scan import ScanBatch, kept_lines
 from mrigsure.seeds import complex_noise
@@ -81,10 +88,40 @@ def denoising(
     everywhere = error.abs().square().mean((1, 2)) / 2
     if not measured:
         return everywhere
-    maps = scans.sens_maps[:, 0] if scans.operator.has_sets else scans.sens_maps  # draws are of the first set's image
-    weight = line_weights(scans.mask, scans.mask, scans.density, torch.zeros_like(sigma), "1/p")
-    sampled = _mean_square(weight.sqrt() * SenseOperator(scans.mask, maps).coil_kspace(error))
-    return (1 - measured) * everywhere + measured * sampled
+    return (1 - measured) * everywhere + measured * _on_sampled(scans, scans.operator.coil_kspace(error))
+
+
+def completed(
+    denoise: Denoise,
+    image: Tensor,
+    sigma: Tensor,
+    generator: torch.Generator,
+    *,
+    scans: ScanBatch,
+    noisier: Tensor,
+    measured: float,
+) -> Tensor:
+    """Split GSURE on inputs that draws complete; below `lowest_solve_sigma`, where none can be made, `denoising`.
+
+    image    complex (batch, H, W), draws given `noisier` alone
+    noisier  complex (batch, coil, H, W), of the `scans` with more noise (diffusion.noisier_scan)
+    """
+    lowest = lowest_solve_sigma(scans.sigma0)
+    below = sigma < lowest
+    solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
+    noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)
+    output = denoise(torch.where(below[:, None, None], noisy, solved), sigma)
+    kspace = scans.operator.coil_kspace(output)
+    of_draws = _on_sampled(scans, kspace - scans.operator.coil_kspace(image))
+    everywhere = (output - image).abs().square().mean((1, 2)) / 2
+    of_scans = _on_sampled(scans, kspace - independent_kspace(scans.kspace, noisier))
+    return torch.where(below, (1 - measured) * everywhere + measured * of_draws, of_scans)
+
+
+def _on_sampled(scans, error):
+    """|| W M error ||^2 of k-space errors (batch, coil, H, W), W^2 = 1/p."""
+    weight = line_weights(scans.mask, scans.mask, scans.density, torch.zeros_like(scans.sigma0), "1/p")
+    return _mean_square(weight.sqrt() * error)
 
 
 def line_weights(mask: Tensor, kept: Tensor, density: Tensor, delta: Tensor, weights: str) -> Tensor:

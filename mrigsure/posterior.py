@@ -17,6 +17,7 @@ xh = v + L w,
 Where conjugate gradients stop early, v is left: the variance is a little large, not small as if they built all of xh.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
@@ -142,7 +143,7 @@ def draw(
     generator: Randomness,
     start: Tensor | None = None,
     eta: float = 1.0,
-    perturb: bool = True,
+    quiet_sigma: float = 0.0,
     after_level: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
@@ -150,7 +151,8 @@ def draw(
     sigmas   falling levels, (levels,)
     generator  one for all; or one for every scan, whose draw then does not depend on the others in the batch
     start    the state at sigmas[0]; without it a posterior draw under a white Gaussian prior, noised to sigmas[0]
-    perturb  False gives the fast point estimate of DDS and DiffPIR: under-dispersed, not for uncertainty
+    quiet_sigma  below this level nothing is perturbed; infinity gives the fast point estimate of DDS and DiffPIR, which
+             is under-dispersed and not for uncertainty
     """
     operator, kspace = batch.operator, batch.kspace
     shape = (kspace.shape[0], *kspace.shape[-2:])
@@ -163,7 +165,7 @@ def draw(
     at_level = spread.start() if isinstance(spread, PixelSpectrumSpread) else spread
     seen = operator.adjoint(kspace)
     image_sigma0 = batch.sigma0.view(-1, *[1] * (seen.ndim - 1))
-    quiet = float(batch.sigma0.min()) / 2
+    quiet = float(batch.sigma0.min()) / 2  # a last level as low returns the solve's mean
 
     def solved(x0, factor, most, perturb):
         """xh of a level."""
@@ -181,7 +183,7 @@ def draw(
         plane = torch.ones(shape, device=kspace.device, dtype=seen.real.dtype)
         white = PixelSpectrumFactor(plane, SIGMA_DATA * plane)
         nothing = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
-        start = solved(nothing, white, _START_ITERATIONS, perturb) + float(sigmas[0]) * noise()
+        start = solved(nothing, white, _START_ITERATIONS, quiet_sigma < math.inf) + float(sigmas[0]) * noise()
     x = start
     for level, sigma in enumerate(sigmas.tolist()):
         last = level + 1 == len(sigmas)
@@ -189,7 +191,7 @@ def draw(
         factor = at_level(denoise, x, x0, sigma, generator)
         hidden = sigma > _NOISY and eta == 1  # a smaller eta keeps what the solve leaves
         most = _NOISY_ITERATIONS if hidden else _MOST_ITERATIONS
-        estimate = solved(x0, factor, most, perturb and not (last and sigma <= quiet))
+        estimate = solved(x0, factor, most, sigma >= quiet_sigma and not (last and sigma <= quiet))
         if after_level:
             after_level(level + 1)
         if last:

@@ -9,6 +9,7 @@ fade. So a round of point estimates comes first: they are sharp, and the spread 
 ones begin at sigma_max: the more levels lie near the image's own variance, the more often the rough prior errs.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
+SHARP_SIGMA = 0.24 * SIGMA_DATA
+SHARPER = 1.5
+"""Below SHARP_SIGMA the draws that complete scans are not perturbed, and the denoiser is told SHARPER times the level.
+
+A rough prior leaves noise in them there, which it would see and learn; what it smooths away the scans teach it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class EStep:
 
     denoise       the current prior
     spread        of R, calibrated
-    perturb       False gives point estimates in place of draws
+    estimates     point estimates in place of draws
+    sharp         draws whose detail is a point estimate's, and smoother: SHARP_SIGMA
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
     sigma_max     where the prior ends
@@ -40,7 +47,8 @@ class EStep:
 
     denoise: Denoise
     spread: Spread
-    perturb: bool
+    estimates: bool
+    sharp: bool
     levels: int
     samples: int
     sigma_max: float
@@ -66,15 +74,19 @@ class EStep:
                 current = torch.cat([chains[i] for i in part]).to(self.device)
                 state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
                 sigmas = draw_levels(self.levels, self.sigma_min, RESTART_SIGMA)
-            elif not self.perturb:
+            elif self.estimates:
                 sigmas = sigma_schedule(self.levels, self.sigma_max, self.sigma_min)
                 state = self.sigma_max * complex_noise((len(batch.kspace), *batch.kspace.shape[-2:]), rng)
-            options = {"spread": self.spread, "perturb": self.perturb, "generator": rng, "start": state}
-            drawn = draw(self.denoise, batch, sigmas, **options)
+            quiet = math.inf if self.estimates else SHARP_SIGMA if self.sharp else 0.0
+            options = {"spread": self.spread, "quiet_sigma": quiet, "generator": rng, "start": state}
+            drawn = draw(self._sharper if self.sharp else self.denoise, batch, sigmas, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):
                 chains[index] = images.clone()
             done += len(part)
             yield done
+
+    def _sharper(self, x, sigma):
+        return self.denoise(x, torch.where(sigma < SHARP_SIGMA, SHARPER * sigma, sigma))
 
 
 def gaussian_chains(

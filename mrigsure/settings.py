@@ -168,8 +168,10 @@ class TrainSettings:
         round_samples: draws kept of each scan
         round_levels: levels of each draw in a round
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
-        measured: share of a draw's loss that falls on the lines that its scan measured, weighted by their density; the
-            rest falls on the whole image, most of which is imputed
+        targets: of the rounds. scans: what was measured, where draws only complete the input, and draws below the
+            data's noise; draws: draws alone, as expectation-maximisation has it
+        measured: of what draws teach, the share that falls on the lines that their scan measured, weighted by their
+            density; the rest falls on the whole image, most of which is imputed
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
         batch_size: scans in an update
         accumulate: batches whose gradients make one update, in each process
@@ -209,6 +211,7 @@ class TrainSettings:
     round_samples: int = 1
     round_levels: int = 16
     anchor: float = 0.0
+    targets: Literal["scans", "draws"] = "scans"
     measured: float = 0.75
     patience: int = 0
     keep_rounds: bool = False
@@ -256,6 +259,11 @@ class TrainSettings:
             )
         if any(width % 8 for width in self.channels):
             raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
+
+    @property
+    def teaches_by_scans(self) -> bool:
+        """Whether rounds learn from the scans beside the draws; images that were denoised once know the scans whole."""
+        return self.targets == "scans" and self.objective != "denoised"
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class Trainer:
             round_number=self.round,
             denoise=self.denoise,
             spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
-            perturb=not self._estimates(),
+            estimates=self._estimates(),
             lowest=self.lowest,
             device=self.device,
             share=(self.accelerator.process_index, processes),

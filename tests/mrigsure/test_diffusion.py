@@ -1,12 +1,22 @@
-"""The diffused inputs of docs/method.md, sections 1 and 4: exactly white, and independent of their targets."""
+"""The diffused inputs of docs/method.md, sections 1, 4 and 6: exactly white, and independent of their targets."""
 
 import numpy as np
 import pytest
 import torch
 
 from mrigsure import diffusion
-from mrigsure.diffusion import diffuse_adjoint, lowest_solve_sigma, perturb_and_solve, smaller_root, solve_shift
+from mrigsure.diffusion import (
+    complete_and_solve,
+    diffuse_adjoint,
+    independent_kspace,
+    lowest_solve_sigma,
+    noisier_scan,
+    perturb_and_solve,
+    smaller_root,
+    solve_shift,
+)
 from mrigsure.operators import SenseOperator
+from mrigsure.phantoms import random_scan
 from mrigsure.seeds import complex_noise, generator
 
 SIZE, COILS, SIGMA0 = 8, 8, 0.04
@@ -26,6 +36,15 @@ def sense(batch, size=SIZE, coils=COILS, lines=True, dtype=torch.float64, rate=4
     return SenseOperator(mask.expand(batch, -1, -1, -1), maps.expand(batch, -1, -1, -1))
 
 
+def split_and_complete(operator, kspace, sigma, sigma0, rng):
+    """`complete_and_solve` of k-space that is made noisier here, with draws that are 0, and its target."""
+    noise = diffusion.complex_noise(kspace.shape, rng, kspace.dtype)
+    noisier = kspace + (diffusion.GAMMA - 1) ** 0.5 * sigma0[:, None, None, None] * operator.mask * noise
+    nothing = torch.zeros(kspace.shape[0], *kspace.shape[-2:], dtype=kspace.dtype)
+    x_sigma = complete_and_solve(operator, noisier, nothing, sigma, sigma0, rng)
+    return x_sigma, independent_kspace(kspace, noisier)
+
+
 def responses(diffuse, sigma, monkeypatch):
     """Dense responses of x_sigma to the data's noise and to every noise drawn inside; the target's to the first two."""
     kspace_size, image_size = COILS * SIZE**2, SIZE**2
@@ -34,8 +53,10 @@ def responses(diffuse, sigma, monkeypatch):
         "image": torch.eye(image_size, dtype=torch.complex128).reshape(-1, SIZE, SIZE),
     }
 
+    inside = {diffuse_adjoint: "", perturb_and_solve: "ii", split_and_complete: "kii"}[diffuse]
+
     def respond(kind, position):
-        units = basis["kspace" if kind != "drawn image" else "image"]
+        units = basis["image" if kind == "i" else "kspace"]
         operator = sense(len(units))
         kspace = operator.mask * units if kind == "data" else torch.zeros(len(units), COILS, SIZE, SIZE).cdouble()
         calls = []
@@ -49,11 +70,10 @@ def responses(diffuse, sigma, monkeypatch):
         image, target = diffuse(operator, kspace, level, torch.full_like(level, SIGMA0), None)
         return image.flatten(1).T, target.flatten(1).T
 
-    solve = diffuse is perturb_and_solve
-    return respond("data", None), respond("drawn", 0), [respond("drawn image", p)[0] for p in (1, 2) if solve]
+    return respond("data", None), respond("drawn", 0), [respond(kind, p)[0] for p, kind in enumerate(inside, 1)]
 
 
-@pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve])
+@pytest.mark.parametrize("diffuse", [diffuse_adjoint, perturb_and_solve, split_and_complete])
 @pytest.mark.parametrize("sigma", [0.07, 0.2, 1.0, 20.0])
 def test_noise_is_exactly_white_and_independent_of_the_target(diffuse, sigma, monkeypatch):
     (data, target_data), (drawn, target_drawn), images = responses(diffuse, sigma, monkeypatch)
@@ -75,6 +95,29 @@ def test_a_fully_sampled_scan_passes_unchanged():
     sigma = lowest_solve_sigma(tiny) * 1.0001
     x_sigma, _ = perturb_and_solve(full, full.forward(image), sigma, tiny, generator(2))
     assert (x_sigma - image).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_the_true_image_completes_its_scan_to_itself(lines, monkeypatch):
+    """Without any noise x_sigma is x, at levels where the solve alone has lost a part of it."""
+    monkeypatch.setattr(diffusion, "complex_noise", lambda shape, rng, dtype: torch.zeros(shape, dtype=dtype))
+    operator = sense(1, lines=lines)
+    image = complex_noise((1, SIZE, SIZE), generator(1), torch.complex128)
+    sigma, sigma0 = (torch.tensor([value], dtype=torch.float64) for value in (0.08, SIGMA0))
+    kspace = operator.forward(image)
+    whole = complete_and_solve(operator, kspace, image, sigma, sigma0, None, tolerance=1e-10)
+    assert (whole - image).abs().max() < 1e-7
+    alone = complete_and_solve(operator, kspace, torch.zeros_like(image), sigma, sigma0, None)
+    assert (alone - image).abs().square().sum() > 0.1 * image.abs().square().sum()
+
+
+def test_a_noisier_scan_is_noisier_where_it_was_sampled_and_says_so():
+    scan = random_scan(np.random.default_rng(0), (64, 64), noise=0.08)
+    noisier = noisier_scan(scan, generator(3))
+    added = (noisier.kspace - scan.kspace)[:, scan.mask > 0]
+    assert float(added.abs().square().mean() / 2) == pytest.approx(noisier.noise_std**2 - scan.noise_std**2, rel=0.05)
+    assert noisier.noise_std**2 == pytest.approx(diffusion.GAMMA * scan.noise_std**2)
+    assert torch.equal(noisier.kspace[:, scan.mask == 0], scan.kspace[:, scan.mask == 0])
 
 
 def test_conjugate_gradients_keep_the_noise_white_on_every_eigenvalue():

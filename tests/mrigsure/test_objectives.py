@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mrigsure.diffusion import diffuse_adjoint, perturb_and_solve
+from mrigsure.diffusion import GAMMA, diffuse_adjoint, lowest_solve_sigma, perturb_and_solve
 from mrigsure.fourier import fft2c, ifft2c
-from mrigsure.objectives import denoising, gsure, line_weights, split_gsure
+from mrigsure.objectives import completed, denoising, gsure, line_weights, split_gsure
 from mrigsure.operators import SenseOperator
 from mrigsure.scan import ScanBatch, kept_lines
 from mrigsure.seeds import complex_noise, generator
@@ -172,3 +172,46 @@ def test_what_was_imputed_as_nothing_shrinks_a_line_by_the_share_of_the_loss_it_
 
 def _along_lines(x, gain):
     return ifft2c(gain * fft2c(x))
+
+
+def noisier(batch, seed):
+    noise = complex_noise(batch.kspace.shape, generator(seed, "noisier"))
+    return batch.kspace + (GAMMA - 1) ** 0.5 * SIGMA0 * batch.mask * noise
+
+
+def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
+    """Two denoisers' losses differ by the difference of their risks on x + sigma w."""
+    count = 12000
+    image, batch = scans(count, 11)
+    sigma = torch.full((count,), 0.8)
+    denoisers = Curved(), lambda x, _: 0.4 * x + 0.2 * x.roll(1, -2)
+    more = noisier(batch, 12)
+    losses = [
+        completed(f, image, sigma, generator(13), scans=batch, noisier=more, measured=0.75).detach() for f in denoisers
+    ]
+    noisy = image + 0.8 * complex_noise(image.shape, generator(14))
+    risks = [(f(noisy, None).detach() - image).abs().square().mean((1, 2)) / 2 for f in denoisers]
+    difference = (losses[0] - losses[1]) - (risks[0] - risks[1])
+    assert abs(float(difference.mean() / (difference.std() / count**0.5))) < 3.5
+    gap = risks[0] - risks[1]
+    assert abs(float(gap.mean() / (difference.std() / count**0.5))) > 10, "or their agreement would mean nothing"
+
+
+def test_what_completes_a_scan_is_no_target_of_it_but_below_the_least_level_of_a_solve():
+    """The noise and what is sampled held fixed: other draws change the target below that level alone."""
+    count = 64
+    image, batch = scans(count, 15)
+    more = noisier(batch, 16)
+    options = {"scans": batch, "noisier": more, "measured": 0.75}
+    least = float(lowest_solve_sigma(batch.sigma0).max())
+
+    def nothing(x, _):
+        return 0 * x
+
+    for level, taught_by_draws in ((0.9 * least, True), (1.1 * least, False)):
+        sigma = torch.full((count,), level)
+        one, other = (completed(nothing, draws, sigma, generator(17), **options) for draws in (image, 2 * image))
+        assert torch.equal(one, other) != taught_by_draws
+    sigma = torch.full((count,), 0.9 * least)
+    as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
+    torch.testing.assert_close(completed(nothing, image, sigma, generator(17), **options), as_denoising)

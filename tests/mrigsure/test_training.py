@@ -12,13 +12,14 @@ from tiny_training import NOISE, SIZE, checkpoint_of, figures_of, history_of, lo
 from mrigsure import losses, training
 from mrigsure.archive import open_archive
 from mrigsure.denoiser import load_prior
+from mrigsure.diffusion import GAMMA
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread
+from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
 from mrigsure.processes import start_process
-from mrigsure.refinement import EStep
+from mrigsure.refinement import SHARP_SIGMA, SHARPER, EStep
 from mrigsure.scan import PreparedVolume, write_prepared
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.training import Trainer, train
@@ -153,7 +154,8 @@ def test_a_gaussian_start_draws_images_that_agree_with_every_scan(tiny_scans, tm
 def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_path, brief, monkeypatch):
     shapes, plain = [], losses.denoising
     monkeypatch.setattr(losses, "denoising", lambda f, x, *rest: shapes.append(tuple(x.shape)) or plain(f, x, *rest))
-    options = dict(start="gaussian", steps=0, crop=10, measured=0.0, round_samples=3, round_steps=6)
+    options = dict(start="gaussian", steps=0, crop=10, targets="draws", measured=0.0, round_samples=3)
+    options |= dict(round_steps=6)
     folder = train(settings(tiny_scans, tmp_path / "prior", **options))
     assert shapes == [(2, 10, 10)] * 6
     chosen = settings(tiny_scans, tmp_path / "prior", **options)
@@ -169,11 +171,14 @@ def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
     chains = {i: archive.scans[i].target[None] for i in archive.training}
     whole = losses.pick_batch(chosen, archive, chains, (1, 0, 0))
-    error = whole.scans.mask * (whole.scans.operator.coil_kspace(whole.images) - whole.scans.kspace)
-    noise = 2 * NOISE**2 * whole.scans.mask.sum() * whole.scans.kspace.shape[1]
-    assert float(error.abs().square().sum() / noise) == pytest.approx(1, abs=0.1), "the truth is as far as its noise"
     rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, (1, 0, 0))
     assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
+    for drawn in (whole, rows):
+        for kspace, variance in ((drawn.scans.kspace, 1), (drawn.noisier, GAMMA)):
+            error = drawn.scans.mask * (drawn.scans.operator.coil_kspace(drawn.images) - kspace)
+            noise = 2 * variance * NOISE**2 * drawn.scans.mask.sum() * kspace.shape[1]
+            found = float(error.abs().square().sum() / noise)
+            assert found == pytest.approx(1, abs=0.1), "the truth is as far as the noise"
     # what is cut along the readout has the loss of an image that is right everywhere else
     image = torch.zeros_like(whole.images)
     start = next(k for k in range(SIZE) if torch.equal(whole.images[:, k : k + 10], rows.images))
@@ -193,6 +198,36 @@ def test_a_round_that_weighs_the_measured_lines_teaches_something_else(tiny_scan
     folders = [train(settings(tiny_scans, tmp_path / f"{m}", measured=m, **options)) for m in (0.0, 0.75)]
     plain, weighted = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert plain != weighted
+
+
+def test_rounds_that_the_scans_teach_learn_something_else_than_from_draws_alone(tiny_scans, tmp_path, brief):
+    options = dict(start="gaussian", steps=0, round_steps=6)
+    folders = [train(settings(tiny_scans, tmp_path / t, targets=t, **options)) for t in ("scans", "draws")]
+    states = [checkpoint_of(folder) for folder in folders]
+    assert not any(torch.equal(images, states[1]["chains"][i]) for i, images in states[0]["chains"].items())
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 2
+
+
+def test_draws_that_complete_scans_end_sharp(tiny_scans):
+    """Below SHARP_SIGMA the denoiser is told a higher level, and nothing is perturbed."""
+    archive, heard = open_archive([str(tiny_scans)], 0.1, 0), []
+
+    def denoise(x, sigma):
+        heard.append(float(sigma[0]))
+        return x / (1 + 4 * sigma[:, None, None] ** 2)
+
+    options = dict(denoise=denoise, spread=ScalarSpread(), estimates=False, levels=12, samples=1, sigma_max=20.0)
+    options |= dict(sigma_min=0.01, seed=0, round_number=1, batch_size=2)
+    drawn = {}
+    for sharp in (False, True):
+        heard.clear()
+        list(EStep(sharp=sharp, **options).update(archive.scans, archive.training[:1], drawn.setdefault(sharp, {})))
+        levels = draw_levels(12, 0.01, 20.0)
+        told = torch.where(levels < SHARP_SIGMA, SHARPER * levels, levels) if sharp else levels
+        assert heard == pytest.approx(told.tolist()) and (levels < SHARP_SIGMA).any()
+    images = [drawn[sharp][archive.training[0]] for sharp in (False, True)]
+    detail = [float((image - image.roll(1, -1)).abs().square().sum()) for image in images]
+    assert detail[1] < 0.9 * detail[0]
 
 
 def test_the_prior_of_the_best_energy_is_kept_and_patience_ends_the_rounds(tiny_scans, tmp_path, monkeypatch):
@@ -249,9 +284,9 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     perturbed, plain = [], EStep.update
 
     def update(step, scans, indices, chains):
-        perturbed.append(step.perturb)
+        perturbed.append(not step.estimates)
         yield from plain(step, scans, indices, chains)
-        if not step.perturb:
+        if step.estimates:
             chains |= {index: 0.3 * chains[index] for index in indices}
 
     monkeypatch.setattr(EStep, "update", update)
