@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrigsure.denoiser import Prior
 from mrigsure.errors import InputError
-from mrigsure.posterior import PixelSpectrumSpread, draw, draw_levels, lowest_level, most_levels
+from mrigsure.posterior import START_SIGMA, PixelSpectrumSpread, draw, draw_levels, lowest_level, most_levels
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Randomness, some
 from recon.samplers.ald import ald
@@ -89,6 +89,8 @@ def draws(
 ) -> Tensor:
     """Samples of every scan under a prior: complex (batch, samples, H, W), in prepared units.
 
+    All begin at START_SIGMA, where each of them but pigdm at many levels does better than higher up (docs/samplers.md).
+
     sampler_name  one of `SAMPLERS`; the default takes the prior's calibrated spread
     nfe           network evaluations a sample
     generator     one for all; or one for every sample, scan by scan, which makes them the same for any `chunk`
@@ -115,7 +117,7 @@ def draws(
             denoise,
             _repeated(batch, items),
             nfe=nfe,
-            sigma_max=prior.config.sigma_max,
+            sigma_max=min(START_SIGMA, prior.config.sigma_max),
             sigma_min=lowest,
             generator=some(generator, number * chunk, (number + 1) * chunk),
         )
