@@ -11,12 +11,11 @@ import numpy as np
 
 from data_prep.quality import Quality, measure_quality
 from data_prep.readers.raw import header_space
-from mrigsure.files import atomic
 from mrigsure.masks import calibration_region, partial_fourier_share
+from mrigsure.page import BACKGROUND, MUTED, TEXT, Page
 
-_BACKGROUND, _PANEL, _TEXT, _MUTED = "#0d0f12", "#15191e", "#eef1f4", "#939da7"
-_GOOD, _DOUBT, _LINE, _NEVER = "#5dd39e", "#ffb454", "#6cb6ff", "#3a2733"
-_DPI, _WIDTH, _MARGIN, _GAP = 100, 1640, 40, 24  # pixels
+_PANEL, _GOOD, _DOUBT, _LINE, _NEVER = "#15191e", "#5dd39e", "#ffb454", "#6cb6ff", "#3a2733"
+_WIDTH, _MARGIN, _GAP = 1640, 40, 24  # pixels
 _HEADER, _CAPTION, _PLOT = 232, 52, 300
 _COLUMN = (_WIDTH - 2 * _MARGIN - 3 * _GAP) // 4
 _TALLEST = 1.5  # of an image panel, height over width
@@ -104,47 +103,28 @@ def draw_page(page, quality: Quality, findings: list[Finding]) -> None:
     _facts(sheet, quality, tops[2])
     for number, text in enumerate(quality.volume.warnings):
         sheet.text(_MARGIN, foot + 18 * number, f"\N{WARNING SIGN}  {text}", 10, _DOUBT)
-    with atomic(page) as partial:
-        sheet.figure.savefig(partial, dpi=_DPI, facecolor=_BACKGROUND, metadata={"Software": None})
+    sheet.write(page)
 
 
-class _Sheet:
-    """A figure measured in pixels from its top left corner."""
+class _Sheet(Page):
+    """A page of panels in four columns."""
 
     def __init__(self, height):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self.height = height
-        self.figure = Figure(figsize=(_WIDTH / _DPI, height / _DPI), dpi=_DPI)
-        FigureCanvasAgg(self.figure)
-
-    def text(self, x, y, text, size=10, colour=_TEXT, **options):
-        options = {"va": "top", "ha": "left"} | options
-        self.figure.text(x / _WIDTH, 1 - y / self.height, text, size=size, color=colour, **options)
-
-    def axes(self, x, y, width, height):
-        rectangle = (x / _WIDTH, 1 - (y + height) / self.height, width / _WIDTH, height / self.height)
-        axes = self.figure.add_axes(rectangle, facecolor=_PANEL)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return axes
+        super().__init__(_WIDTH, height)
 
     def panel(self, column, top, height, title, caption="", columns=1):
         """An empty panel with its title above and its caption below."""
         x, width = _MARGIN + column * (_COLUMN + _GAP), columns * _COLUMN + (columns - 1) * _GAP
         self.text(x, top - 24, title, 12, weight="bold")
-        self.text(x, top + height + 8, caption, 9.5, _MUTED, linespacing=1.45)
-        return self.axes(x, top, width, height)
+        self.text(x, top + height + 8, caption, 9.5, MUTED, linespacing=1.45)
+        return self.axes(x, top, width, height, _PANEL)
 
     def plot(self, column, top, title, caption):
         """A panel for a curve, with room for its axes."""
         axes = self.panel(column, top, _PLOT, title, caption)
         x, width = _MARGIN + column * (_COLUMN + _GAP), _COLUMN
-        inner = self.axes(x + 52, top + 16, width - 72, _PLOT - 62)
-        inner.tick_params(colors=_MUTED, labelsize=9, length=3)
+        inner = self.axes(x + 52, top + 16, width - 72, _PLOT - 62, _PANEL)
+        inner.tick_params(colors=MUTED, labelsize=9, length=3)
         inner.grid(True, color="#ffffff", alpha=0.07, linewidth=0.8)
         axes.set_zorder(-1)
         return inner
@@ -155,7 +135,7 @@ class _Sheet:
         inner.imshow(np.linspace(0, 1, 128)[None], cmap=image.cmap, aspect="auto")
         inner.set_axis_off()
         for place, text, side in ((0.62, labels[0], "left"), (0.96, labels[1], "right")):
-            axes.text(place, 0.065, text, transform=axes.transAxes, size=8.5, color=_TEXT, ha=side, va="bottom")
+            axes.text(place, 0.065, text, transform=axes.transAxes, size=8.5, color=TEXT, ha=side, va="bottom")
 
 
 def _header(sheet, quality, findings):
@@ -164,14 +144,14 @@ def _header(sheet, quality, findings):
     sheet.text(_MARGIN, 30, volume.source or "prepared scan", 19, weight="bold")
     several = f"{quality.slices} slices" if quality.slices > 1 else "1 slice"
     facts = [several, f"{coils} coil{'s' * (coils > 1)}", f"{height} x {width}", volume.acquisition]
-    sheet.text(_MARGIN, 66, "   ".join(filter(None, facts)), 11.5, _MUTED)
+    sheet.text(_MARGIN, 66, "   ".join(filter(None, facts)), 11.5, MUTED)
     cell = (_WIDTH - 2 * _MARGIN) / len(findings)
     for number, finding in enumerate(findings):
         x = _MARGIN + number * cell
         sign, colour = _SIGNS[finding.state]
         sheet.text(x, 106, sign, 13, colour)
         sheet.text(x + 22, 106, finding.title, 12.5, weight="bold")
-        sheet.text(x + 22, 130, _folded(finding.text, 35), 10.5, _TEXT, linespacing=1.4)
+        sheet.text(x + 22, 130, _folded(finding.text, 35), 10.5, TEXT, linespacing=1.4)
 
 
 def _images(sheet, quality, top, height):
@@ -214,7 +194,7 @@ def _coils(sheet, quality, top, height):
     which = f"{count} of {len(maps)} coils" if count < len(maps) else f"all {count} coils" if count > 1 else "one coil"
     caption = f"{which}, middle slice. Brightness: magnitude; colour: phase; darker outside the body. Smooth is right"
     frame = sheet.panel(0, top, height, "Coil sensitivity maps", caption, columns=2)
-    frame.set_facecolor(_BACKGROUND)
+    frame.set_facecolor(BACKGROUND)
     largest = float(np.abs(maps[chosen]).max())
     columns, gap = _TILES[0], 6
     width, tile = (2 * _COLUMN + _GAP - gap * (columns - 1)) / columns, (height - gap) / _TILES[1]
@@ -222,7 +202,7 @@ def _coils(sheet, quality, top, height):
         x, y = _MARGIN + (number % columns) * (width + gap), top + (number // columns) * (tile + gap)
         axes = sheet.axes(x, y, width, tile)
         _show(axes, _phase_colours(maps[coil], largest, quality.body), quality)
-        axes.text(0.04, 0.96, str(coil + 1), transform=axes.transAxes, size=9, color=_TEXT, va="top", alpha=0.8)
+        axes.text(0.04, 0.96, str(coil + 1), transform=axes.transAxes, size=9, color=TEXT, va="top", alpha=0.8)
 
 
 def _unexplained(sheet, quality, top, height):
@@ -256,7 +236,7 @@ def _density(sheet, quality, top):
     axes.fill_between(lines, density, step="mid", color=_LINE, alpha=0.25, linewidth=0)
     axes.step(lines, density, where="mid", color=_LINE, linewidth=1.4)
     sampled = lines[quality.volume.mask > 0]
-    axes.vlines(sampled, -0.09, -0.03, color=_TEXT, linewidth=0.5, alpha=0.7)
+    axes.vlines(sampled, -0.09, -0.03, color=TEXT, linewidth=0.5, alpha=0.7)
     _ticks(axes, (lines[0], lines[-1]), (-0.12, 1.08), "phase-encoding line", [0, 0.5, 1])
 
 
@@ -267,7 +247,7 @@ def _power(sheet, quality, top):
     axes.set_yscale("log")
     axes.plot(distance, power, color=_LINE, linewidth=1.8)
     axes.axhline(1, color=_GOOD, linestyle="--", linewidth=1.2)
-    axes.text(0.03, 1.15, "noise level", transform=axes.get_yaxis_transform(), size=9, color=_MUTED, va="bottom")
+    axes.text(0.03, 1.15, "noise level", transform=axes.get_yaxis_transform(), size=9, color=MUTED, va="bottom")
     _ticks(axes, (0, distance.max()), (0.5, max(power.max() * 1.6, 4)), "distance from the centre (1: the edge)")
 
 
@@ -277,7 +257,7 @@ def _correlation(sheet, quality, top):
     strongest = f", elsewhere up to {apart.max():.2f}" if apart.size else ""
     caption = f"{quality.quiet}: covariance over the stated variance;\ndiagonal {quality.noise_level:.2f}{strongest}"
     axes = sheet.panel(2, top, _PLOT, "Noise between coils, after whitening", caption)
-    axes.set_facecolor(_BACKGROUND)
+    axes.set_facecolor(BACKGROUND)
     side = _PLOT
     x = _MARGIN + 2 * (_COLUMN + _GAP)
     inner = sheet.axes(x, top, side, side)
@@ -308,13 +288,13 @@ def _facts(sheet, quality, top):
     sheet.panel(3, top, _PLOT, "Facts")
     for number, (name, value) in enumerate(rows):
         y = top + 14 + number * 28
-        sheet.text(x + 16, y, name, 10, _MUTED)
+        sheet.text(x + 16, y, name, 10, MUTED)
         sheet.text(x + 164, y, _shortened(value, 30), 10)
 
 
 def _show(axes, picture, quality, colours=None, low=None, high=None):
     """A picture at its true proportions, centred in the panel."""
-    axes.set_facecolor(_BACKGROUND)
+    axes.set_facecolor(BACKGROUND)
     options = {} if colours is None else {"cmap": _colour_map(colours), "vmin": low, "vmax": high}
     smooth = "none" if picture.shape[0] * picture.shape[1] < 160**2 else "auto"
     return axes.imshow(
@@ -358,7 +338,7 @@ def _phase_colours(image, largest, body):
 def _colour_map(name):
     import matplotlib
 
-    return matplotlib.colormaps[name].with_extremes(bad=_BACKGROUND)
+    return matplotlib.colormaps[name].with_extremes(bad=BACKGROUND)
 
 
 def _rgb(colour):
@@ -371,7 +351,7 @@ def _ticks(axes, across, up, label, marks=None):
     axes.set_xlim(*across)
     axes.set_ylim(*up)
     axes.xaxis.set_major_locator(_locator())
-    axes.set_xlabel(label, size=9, color=_MUTED)
+    axes.set_xlabel(label, size=9, color=MUTED)
     if marks is not None:
         axes.set_yticks(marks)
     else:

@@ -1,7 +1,6 @@
 """Pictures of reconstructions: comparisons in one grey window a case, with error and uncertainty maps in one scale.
 
-Pixels stay square and are enlarged by whole factors, never interpolated. Drawn on matplotlib's Figure with the Agg
-canvas, without pyplot's global state.
+Pixels stay square and are enlarged by whole factors, never interpolated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mrigsure.files import atomic
+from mrigsure.page import ACCENT, MUTED, Page
 from recon.metrics import body_mask, psnr, ssim
 
-_BACKGROUND, _TEXT, _MUTED, _ACCENT = "#0d0f12", "#eef1f4", "#8f99a3", "#ffd166"
 _PANEL = 300  # pixels, about the width of a panel
 _GAP, _MARGIN, _CAPTION, _HEADER = 8, 28, 26, 58  # pixels
-_DPI = 100
 _WHITE = 99.5  # percentile of the reference that is shown white
 _COLOURS = "inferno"
 _TRUTH, _UNCERTAINTY = "truth", "uncertainty"  # columns that are no method
@@ -46,19 +43,18 @@ def comparison(path, cases: Sequence[Case], *, error_gain: float = 5.0, crop: bo
     share one colour scale, which ends at 1 / error_gain of the image's white. `crop` cuts the air around the body.
     """
     layout = _Layout(cases, crop)
-    with atomic(path) as partial:
-        figure = layout.new_figure()
-        for column, title in enumerate(layout.columns):
-            x = layout.left(column) + layout.width / 2
-            figure.text(*layout.at(x, _MARGIN), title, size=12, weight="bold", color=_TEXT, ha="center")
-        for case, box, top in zip(cases, layout.boxes, layout.tops, strict=True):
-            _draw_case(figure, layout, case, box, top, error_gain)
-        figure.savefig(partial, dpi=_DPI, facecolor=_BACKGROUND)
+    page = Page(layout.total, layout.height)
+    for column, title in enumerate(layout.columns):
+        x = layout.left(column) + layout.width / 2
+        page.text(x, _MARGIN, title, 12, weight="bold", ha="center", va="baseline")
+    for case, box, top in zip(cases, layout.boxes, layout.tops, strict=True):
+        _draw_case(page, layout, case, box, top, error_gain)
+    page.write(path)
 
 
-def _draw_case(figure, layout, case, box, top, gain):
+def _draw_case(page, layout, case, box, top, gain):
     top += _HEADER
-    figure.text(*layout.at(_MARGIN, top - 8), case.title, size=10, color=_TEXT, va="bottom", linespacing=1.3)
+    page.text(_MARGIN, top - 8, case.title, va="bottom", linespacing=1.3)
     white = float(np.percentile(_reference(case), _WHITE))
     truth = None if case.truth is None else np.abs(case.truth)
     quality = {}
@@ -69,25 +65,25 @@ def _draw_case(figure, layout, case, box, top, gain):
     for column, name in enumerate(layout.columns):
         if name == _TRUTH:
             if truth is None:
-                _note(figure, layout, column, top, height, "acquired undersampled:\nno truth to compare with")
+                _note(page, layout, column, top, height, "acquired undersampled:\nno truth to compare with")
             else:
-                layout.panel(figure, column, top, box, truth, white, "gray")
-                _colour_bar(figure, layout, column, below, height, gain)
+                layout.panel(page, column, top, box, truth, white, "gray")
+                _colour_bar(page, layout, column, below, height, gain)
         elif name == _UNCERTAINTY:
             if case.std is not None:
-                layout.panel(figure, column, top, box, case.std, white / gain, _COLOURS)
+                layout.panel(page, column, top, box, case.std, white / gain, _COLOURS)
                 text = f"standard deviation, 0 to {100 / gain:.3g}% of white"
-                layout.caption(figure, column, top + height, text, _MUTED)
+                layout.caption(page, column, top + height, text, MUTED)
         elif name in case.images:
             image = np.abs(case.images[name])
-            layout.panel(figure, column, top, box, image, white, "gray")
+            layout.panel(page, column, top, box, image, white, "gray")
             text = case.captions.get(name, "")
             if truth is not None:
                 figures = f"{quality[name]:.1f} dB   SSIM {ssim(image.astype(truth.dtype), truth):.3f}"
                 text = f"{figures}   {text}" if text else figures
-                layout.panel(figure, column, below, box, np.abs(image - truth), white / gain, _COLOURS)
+                layout.panel(page, column, below, box, np.abs(image - truth), white / gain, _COLOURS)
             best = bool(quality) and quality[name] == max(quality.values()) and len(quality) > 1
-            layout.caption(figure, column, top + height, text, _ACCENT if best else _MUTED)
+            layout.caption(page, column, top + height, text, ACCENT if best else MUTED)
 
 
 class _Layout:
@@ -114,35 +110,16 @@ class _Layout:
     def left(self, column):
         return _MARGIN + column * (self.width + _GAP)
 
-    def new_figure(self):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(self.total / _DPI, self.height / _DPI), dpi=_DPI)
-        FigureCanvasAgg(figure)
-        return figure
-
-    def at(self, x, y):
-        return x / self.total, 1 - y / self.height
-
-    def axes(self, figure, x, y, width, height):
-        rectangle = (x / self.total, 1 - (y + height) / self.height, width / self.total, height / self.height)
-        axes = figure.add_axes(rectangle)
-        axes.set_axis_off()
-        return axes
-
-    def panel(self, figure, column, top, box, image, white, colours):
+    def panel(self, page, column, top, box, image, white, colours):
         zoom = _zoom(box)
         part = image[box]
         enlarged = np.kron(part, np.ones((zoom, zoom), part.dtype))
         height, width = enlarged.shape
         x = self.left(column) + (self.width - width) // 2
-        axes = self.axes(figure, x, top, width, height)
-        axes.imshow(enlarged, cmap=colours, vmin=0, vmax=white, interpolation="none", aspect="auto")
+        page.image(x, top, width, height, enlarged, cmap=colours, vmin=0, vmax=white)
 
-    def caption(self, figure, column, top, text, colour):
-        x = self.left(column) + self.width / 2
-        figure.text(*self.at(x, top + 7), text, size=9, color=colour, ha="center", va="top")
+    def caption(self, page, column, top, text, colour):
+        page.text(self.left(column) + self.width / 2, top + 7, text, 9, colour, ha="center")
 
 
 def _reference(case):
@@ -170,25 +147,17 @@ def _zoom(box):
     return max(1, round(_PANEL / (box[1].stop - box[1].start)))
 
 
-def _note(figure, layout, column, top, height, text):
+def _note(page, layout, column, top, height, text):
     x, y = layout.left(column) + layout.width / 2, top + height / 2
-    figure.text(*layout.at(x, y), text, size=9, color=_MUTED, ha="center", va="center", linespacing=1.5)
+    page.text(x, y, text, 9, MUTED, ha="center", va="center", linespacing=1.5)
 
 
-def _colour_bar(figure, layout, column, top, height, gain):
+def _colour_bar(page, layout, column, top, height, gain):
     """The scale of the error and uncertainty maps, under the truth."""
     width = int(layout.width * 0.6)
     x, y = layout.left(column) + (layout.width - width) // 2, top + height // 2
-    axes = layout.axes(figure, x, y, width, 12)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=_COLOURS, aspect="auto")
-    figure.text(
-        *layout.at(x + width / 2, y - 10),
-        f"|error| and uncertainty, x {gain:g}",
-        size=9,
-        color=_TEXT,
-        ha="center",
-        va="bottom",
-    )
+    page.image(x, y, width, 12, np.linspace(0, 1, 256)[None], cmap=_COLOURS)
+    page.text(x + width / 2, y - 10, f"|error| and uncertainty, x {gain:g}", 9, ha="center", va="bottom")
     for position, share in ((x, 0.0), (x + width / 2, 0.5), (x + width, 1.0)):
         label = f"{100 * share / gain:.3g}%" + (" of white" if share == 1 else "")
-        figure.text(*layout.at(position, y + 18), label, size=8, color=_MUTED, ha="center", va="top")
+        page.text(position, y + 18, label, 8, MUTED, ha="center")

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrigsure.files import atomic
+from mrigsure.page import MUTED, TEXT, Page
 from recon.reconstruction import Reconstruction
 
-_BACKGROUND, _TEXT, _MUTED = "#0d0f12", "#eef1f4", "#8f99a3"
 _PANEL = 300  # pixels, about the width of a panel
 _GAP, _MARGIN, _TITLE, _SCALE, _LINE = 24, 28, 30, 66, 18  # pixels; the scale is a bar with its numbers below
 _LEAST = 700  # pixels, the width that the lines of text need
-_DPI = 100
 _WHITE = 99.5  # percentile of the magnitude that is shown white
 _FAINT = 0.05  # of white: below it the phase is noise's, and is left out
 _STD, _WIDTH = 0.2, 0.5  # of white, the ends of their scales; a 90% interval is about 2.4 standard deviations wide
@@ -47,17 +45,16 @@ def preview(path, reconstruction: Reconstruction) -> None:
     top = _MARGIN + _LINE * len(title) + _TITLE
     foot = top + height + _SCALE + _GAP // 2
     total = max(2 * _MARGIN + len(panels) * (width + _GAP) - _GAP, _LEAST), foot + _LINE * len(legend) + _MARGIN // 2
-    page = _Page(*total)
+    page = Page(*total)
     for number, line in enumerate(title):
-        page.text(_MARGIN, _MARGIN + _LINE * number, line, 10, _TEXT if number == 0 else _MUTED)
+        page.text(_MARGIN, _MARGIN + _LINE * number, line, 10, TEXT if number == 0 else MUTED)
     for number, panel in enumerate(panels):
         x = _MARGIN + number * (width + _GAP)
-        page.text(x + width / 2, top - _TITLE + 8, panel.title, 11, _TEXT, "center")
+        page.text(x + width / 2, top - _TITLE + 8, panel.title, 11, ha="center")
         _draw(page, panel, x, top, width, height)
     for number, line in enumerate(legend):
-        page.text(_MARGIN, foot + _LINE * number, line, 9, _MUTED)
-    with atomic(path) as partial:
-        page.figure.savefig(partial, dpi=_DPI, facecolor=_BACKGROUND)
+        page.text(_MARGIN, foot + _LINE * number, line, 9, MUTED)
+    page.write(path)
 
 
 def panels_of(reconstruction: Reconstruction) -> list[Panel]:
@@ -126,36 +123,14 @@ def _draw(page, panel, x, top, width, height):
     """The map, below it its scale bar with the numbers."""
     zoom = _zoom(panel)
     enlarged = np.kron(panel.values, np.ones((zoom, zoom), panel.values.dtype))
-    page.image(x, top, width, height, enlarged, panel)
+    colours = {"cmap": panel.colours, "vmin": panel.low, "vmax": panel.high}
+    page.image(x, top, width, height, enlarged, **colours)
     bar = np.linspace(panel.low, panel.high, 256)[None]
-    page.image(x, top + height + 10, width, 12, bar, panel)
+    page.image(x, top + height + 10, width, 12, bar, **colours)
     places = ((x, "left"), (x + width / 2, "center"), (x + width, "right"))
     for (position, align), text in zip(places, panel.ticks, strict=True):
-        page.text(position, top + height + 27, text, 9, _MUTED, align, linespacing=1.4)
+        page.text(position, top + height + 27, text, 9, MUTED, ha=align, linespacing=1.4)
 
 
 def _zoom(panel):
     return max(1, round(_PANEL / panel.values.shape[1]))
-
-
-class _Page:
-    """A figure measured in pixels from its top left corner."""
-
-    def __init__(self, width, height):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-        FigureCanvasAgg(self.figure)
-
-    def text(self, x, y, text, size, colour, align="left", **options):
-        place = x / self.width, 1 - y / self.height
-        self.figure.text(*place, text, size=size, color=colour, ha=align, va="top", **options)
-
-    def image(self, x, y, width, height, values, panel):
-        box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(box)
-        axes.set_axis_off()
-        options = {"cmap": panel.colours, "vmin": panel.low, "vmax": panel.high}
-        axes.imshow(values, interpolation="none", aspect="auto", **options)

@@ -8,24 +8,19 @@ import math
 
 import numpy as np
 
-from mrigsure.files import atomic
+from mrigsure.page import ACCENT, MUTED, TEXT, Page
 from recon.image_volume import NOTICE, WHITE, ImageVolume
 
 _COLOURS = {"magnitude": "gray", "phase": "twilight", "std": "inferno"}  # the phase's colours close at pi
-_BACKGROUND, _TEXT, _MUTED, _NOTICE = "#0d0f12", "#eef1f4", "#8f99a3", "#ffd166"
 _PANEL = 300  # pixels, about the least width of a panel of a single slice
 _SHEET = 1600  # pixels, about the greatest width, unless slices would have to shrink
 _GAP, _MARGIN, _CAPTION, _LINE = 14, 28, 22, 20  # pixels
 _LEAST = 460  # pixels, the width that the lines of text need
-_DPI = 100
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and towards greater coordinates
 
 
 def write_sheet(path, volume: ImageVolume, name: str) -> None:
     """Write the PNG; the same volume gives the same bytes. `name` is its heading."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     slices = len(volume.values)
     panel = _panel(volume)
     columns = _columns(slices, panel)
@@ -34,24 +29,18 @@ def write_sheet(path, volume: ImageVolume, name: str) -> None:
     top = _MARGIN + _LINE * len(lines) + _GAP
     width = max(2 * _MARGIN + columns * (panel[1] + _GAP) - _GAP, _LEAST)
     height = top + rows * (panel[0] + _CAPTION + _GAP) + _MARGIN
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
+    page = Page(width, height)
     for number, (text, colour) in enumerate(lines):
-        y = 1 - (_MARGIN + _LINE * number) / height
-        figure.text(_MARGIN / width, y, text, size=9, color=colour, va="top")
+        page.text(_MARGIN, _MARGIN + _LINE * number, text, 9, colour)
     for index in range(slices):
         row, column = divmod(index, columns)
         x, y = _MARGIN + column * (panel[1] + _GAP), top + row * (panel[0] + _CAPTION + _GAP)
-        axes = figure.add_axes((x / width, 1 - (y + panel[0]) / height, panel[1] / width, panel[0] / height))
-        axes.set_axis_off()
         low, high = volume.window
-        options = {"cmap": _COLOURS[volume.kind], "vmin": low, "vmax": high}
-        axes.imshow(volume.values[index], interpolation="nearest", aspect="auto", **options)
+        options = {"cmap": _COLOURS[volume.kind], "vmin": low, "vmax": high, "interpolation": "nearest"}
+        axes = page.image(x, y, panel[1], panel[0], volume.values[index], **options)
         _letters(axes, volume, index)
-        caption = f"slice {index + 1}"
-        figure.text((x + panel[1] / 2) / width, 1 - (y + panel[0] + 5) / height, caption, **_small())
-    with atomic(path) as partial:
-        figure.savefig(partial, dpi=_DPI, facecolor=_BACKGROUND, metadata={"Description": volume.description})
+        page.text(x + panel[1] / 2, y + panel[0] + 5, f"slice {index + 1}", 8, MUTED, ha="center")
+    page.write(path, Description=volume.description)
 
 
 def letter(direction: np.ndarray) -> str:
@@ -87,11 +76,11 @@ def _lines(volume, name):
         place = "voxels " + " x ".join(f"{size:.3g}" for size in volume.geometry.voxel_mm) + " mm"
         place += "" if volume.is_oriented else "; the source states no orientation"
     return [
-        (f"{name}: {volume.kind}", _TEXT),
-        (NOTICE, _NOTICE),
-        (volume.title, _MUTED),
-        (window, _MUTED),
-        (place, _MUTED),
+        (f"{name}: {volume.kind}", TEXT),
+        (NOTICE, ACCENT),
+        (volume.title, MUTED),
+        (window, MUTED),
+        (place, MUTED),
     ]
 
 
@@ -101,8 +90,4 @@ def _letters(axes, volume, index):
         return
     down, right, _ = volume.geometry.directions[index]
     for direction, (x, y) in ((-down, (0.5, 0.96)), (-right, (0.04, 0.5))):
-        axes.text(x, y, letter(direction), transform=axes.transAxes, size=10, color=_NOTICE, ha="center", va="center")
-
-
-def _small():
-    return {"size": 8, "color": _MUTED, "ha": "center", "va": "top"}
+        axes.text(x, y, letter(direction), transform=axes.transAxes, size=10, color=ACCENT, ha="center", va="center")
