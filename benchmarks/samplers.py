@@ -13,7 +13,8 @@ and on the truth, as nobody can; the bars take the second.
     brain-16     the real 16-coil brain that ships, masked anew, against the SENSE image of all its lines
     brains-8     shared/data's 8-coil brains: one fully sampled, masked anew; one acquired by Poisson disc, whose
                  samples held out of every method are predicted (no truth)
-    evaluations  every sampler at 5 to 1000 network evaluations, on phantoms of 64 x 64, a draw at a time on one thread
+    evaluations  every sampler at 5 to 1000 network evaluations, on phantoms of 64 x 64, a draw at a time on one thread;
+                 4 draws each, ours in antithetic pairs as `mrigsure reconstruct` has them
     overhead     ours at 128 x 128 and 8 coils: processor time over that of as many bare network evaluations
     spread       64 slices of one phantom volume from vertex to base at three noise levels
 
@@ -45,13 +46,13 @@ from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, coil_maps, complex_normal, random_scan, random_volume
 from mrigsure.progress import say, track
 from mrigsure.scan import SIGMA_DATA, Scan, read_prepared
-from mrigsure.seeds import generator
+from mrigsure.seeds import generator, in_pairs
 from mrigsure.settings import PrepareSettings
 from mrigsure.workers import keep_freed_memory
 from recon.baselines import baseline, best_lambda_with_truth, choose_lambda
 from recon.metrics import psnr, z_squared
 from recon.reconstruct import reconstruct_scans
-from recon.samplers import SAMPLERS, draws
+from recon.samplers import DEFAULT, SAMPLERS, draws
 from recon.uncertainty import body_sums, moments, scatter
 
 RESULTS = Path(__file__).parent / "results" / "samplers.json"
@@ -67,7 +68,7 @@ FEWEST = {"default": 3, "ald": 6}
 SIZE, DRAWS, MOST_BARE = 64, 4, 100
 VOLUME_SLICES, NOISES = 64, (0.04, 0.08, 0.16)
 LEVELS = ("vertex", "upper", "middle", "base")
-QUICK = "evaluations/default/30/0"
+QUICK = f"evaluations/{DEFAULT}/30/0"
 
 Row = dict
 Measure = Callable[[], Row]
@@ -210,8 +211,10 @@ def _timed(prior, make_scan, name, nfe, count) -> Row:
     counted, seconds, bare, images = _Counted(prior), 0.0, 0.0, []
     x = torch.zeros_like(scan.target)[None]
     prior.denoise(x, 1.0)  # the first call sets up
+    paired = name == DEFAULT and count % 2 == 0
+    random = in_pairs(count, 0, name, nfe) if paired else [generator(n, "draw", name, nfe) for n in range(count)]
     for number in range(count):
-        rng = [generator(number, "draw", name, nfe)]
+        rng = random[number : number + 1]
         counted.count, started = 0, time.process_time()
         images.append(draws(name, counted, scan.batch(), samples=1, nfe=nfe, generator=rng)[0, 0].numpy())
         seconds += time.process_time() - started
@@ -220,7 +223,7 @@ def _timed(prior, make_scan, name, nfe, count) -> Row:
             prior.denoise(x, 1.0)
         bare += (time.process_time() - started) * counted.count / repeats
     times = {"seconds": round(seconds / count, 4), "bare": round(bare / count, 4), "made": counted.count}
-    return _figures(np.stack(images), scan.target.numpy(), False) | times
+    return _figures(np.stack(images), scan.target.numpy(), paired) | times
 
 
 def _slice(prior, noise, index) -> Row:

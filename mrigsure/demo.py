@@ -87,6 +87,7 @@ def demo(settings: DemoSettings) -> Path:
     started = time.monotonic()
     out, effort = Path(settings.out), SMALLEST if settings.smallest else FULL
     prior = load_prior(precision=pick_precision("auto", torch.device("cpu")))
+    keep_freed_memory()
     with _one_thread():
         _train_small_prior(out / "training", effort, settings.seed)
         cases = _prepare_real_scans(out / "scans", effort, settings.seed)
@@ -106,7 +107,6 @@ def demo(settings: DemoSettings) -> Path:
 @contextmanager
 def _one_thread():
     """On a machine that does something else too, two threads that wait for each other are slower than one."""
-    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

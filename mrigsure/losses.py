@@ -44,7 +44,7 @@ def pick_batch(
     settings: TrainSettings, archive: Archive, chains: dict[int, Tensor], names: tuple[int, int, int]
 ) -> ScanBatch | Drawn | Tensor:
     """Scans of one matrix size, or images (batch, H, W): the round's draws, with their scans or without, or an oracle's
-    truth.
+    truth; augmented, and images cropped.
 
     In a round a share `anchor` of the updates keeps to the scans and the first stage's objective.
     """
@@ -59,10 +59,10 @@ def pick_batch(
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
         if not settings.teaches_by_scans and not settings.measured:
-            return torch.stack(images)
+            return random_crop(augment(torch.stack(images), rng), settings.crop, rng)
         return _cropped(_with_scans(settings, scans, picks, images, rng), settings.crop, rng)
     if settings.objective == "supervised":
-        return torch.stack([scans[i].target for i in picks])
+        return random_crop(augment(torch.stack([scans[i].target for i in picks]), rng), settings.crop, rng)
     return collate([augment_scan(scans[i], rng) for i in picks])
 
 
@@ -83,9 +83,8 @@ def scan_losses(
     rng = generator(settings.seed, "update", *names)
     noise = generator(settings.seed, "noise", *names, device=device)
     if isinstance(batch, Tensor):
-        images = random_crop(augment(batch, rng), settings.crop, rng).to(device)
-        sigma = draw_sigma(torch.full((len(images),), lowest_refined), settings.sigma_max, rng).to(device)
-        loss = denoising(denoise, images, sigma, noise)
+        sigma = draw_sigma(torch.full((len(batch),), lowest_refined), settings.sigma_max, rng).to(device)
+        loss = denoising(denoise, batch.to(device), sigma, noise)
     elif isinstance(batch, Drawn):
         sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined), settings.sigma_max, rng).to(device)
         drawn = batch.to(device)
