@@ -63,21 +63,20 @@ def draw_scans(
     round_number: int,
     denoise: Denoise,
     spread: Spread,
-    estimates: bool = False,
     lowest: float,
     device,
     share: tuple[int, int],
 ) -> Iterable[int]:
     """New draws of this process's share of the scans `indices` into `chains`; yields how many are done.
 
-    estimates  point estimates in place of draws
     lowest  the least level at which `denoise` is defined
     share   (number, count) of the processes that divide the work
     """
     if settings.objective == "denoised" and round_number == 1:
         mine = indices[share[0] :: share[1]]
         return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
-    scans = _SplitScans(archive.scans, settings.seed) if settings.teaches_by_scans else archive.scans
+    by_scans = settings.taught_by_scans(round_number)
+    scans = _SplitScans(archive.scans, settings.seed) if by_scans else archive.scans
     if settings.start == "gaussian" and round_number == 1:
         pool = archive.training
         stride = max(1, len(pool) // _GAUSSIAN_SCANS)
@@ -95,8 +94,8 @@ def draw_scans(
     step = EStep(
         denoise=denoise,
         spread=spread,
-        estimates=estimates,
-        sharp=settings.teaches_by_scans,
+        estimates=settings.estimates(round_number),
+        sharp=by_scans,
         levels=settings.round_levels,
         samples=settings.round_samples,
         sigma_max=settings.sigma_max,

@@ -58,9 +58,11 @@ def pick_batch(
     if refining:
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
-        if not settings.teaches_by_scans and not settings.measured:
+        by_scans = settings.taught_by_scans(names[0])
+        if not by_scans and not settings.measured:
             return random_crop(augment(torch.stack(images), rng), settings.crop, rng)
-        return _cropped(_with_scans(settings, scans, picks, images, rng), settings.crop, rng)
+        drawn = _with_scans(scans, picks, images, settings.seed if by_scans else None, rng)
+        return _cropped(drawn, settings.crop, rng)
     if settings.objective == "supervised":
         return random_crop(augment(torch.stack([scans[i].target for i in picks]), rng), settings.crop, rng)
     return collate([augment_scan(scans[i], rng) for i in picks])
@@ -102,14 +104,14 @@ def scan_losses(
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 
-def _with_scans(settings, scans, picks, images, rng):
-    """The draws with their scans, each turned by chance."""
+def _with_scans(scans, picks, images, split_seed, rng):
+    """The draws with their scans, each turned by chance; where there is a seed of the split, with its noisier half."""
     turned, noisier = [], []
     for index, image in zip(picks, images, strict=True):
         turn = Turn.random(rng)
         turned.append(turn(replace(scans[index], target=image)))
-        if settings.teaches_by_scans:
-            noisier.append(turn(split_scan(scans[index], settings.seed, index)))
+        if split_seed is not None:
+            noisier.append(turn(split_scan(scans[index], split_seed, index)))
     batch = collate(turned)
     return Drawn(torch.stack([scan.target for scan in turned]), batch, collate(noisier).kspace if noisier else None)
 

@@ -5,8 +5,9 @@ sigma_data to the chain and draws from there. A spread below the truth's is comp
 draws with an R that was calibrated on held-out lines just before (calibrate.py).
 
 The first stage's prior is rough, and its draws hold the texture of R where nothing was measured, which takes rounds to
-fade. So a round of point estimates comes first: they are sharp, and the spread that they lack the draws bring back. New
-ones begin at sigma_max: the more levels lie near the image's own variance, the more often the rough prior errs.
+fade; nor can they complete a scan. So a round of point estimates comes first: they are sharp, and the spread that they
+lack the draws bring back. New ones begin at sigma_max: the more levels lie near the image's own variance, the more
+often the rough prior errs.
 """
 
 import math

@@ -161,15 +161,14 @@ class TrainSettings:
             expectation-maximisation
         steps: updates of the first stage; may be 0 with --init-from or --start gaussian
         rounds: refinement rounds (expectation-maximisation) after the first stage
-        estimate_rounds: rounds at the start that learn from point estimates, sharp and with too little spread, before
-            the others learn from draws
+        estimate_rounds: rounds at the start whose targets are point estimates, sharp and with too little spread
         round_steps: updates in each round
         round_scans: scans drawn anew in each round; 0 means all
         round_samples: draws kept of each scan
         round_levels: levels of each draw in a round
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
-        targets: of the rounds. scans: what was measured, where draws only complete the input, and draws below the
-            data's noise; draws: draws alone, as expectation-maximisation has it
+        targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
+            the data's noise; draws: draws alone, as expectation-maximisation has it
         measured: of what draws teach, the share that falls on the lines that their scan measured, weighted by their
             density; the rest falls on the whole image, most of which is imputed
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
@@ -260,10 +259,14 @@ class TrainSettings:
         if any(width % 8 for width in self.channels):
             raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
 
-    @property
-    def teaches_by_scans(self) -> bool:
-        """Whether rounds learn from the scans beside the draws; images that were denoised once know the scans whole."""
-        return self.targets == "scans" and self.objective != "denoised"
+    def estimates(self, round_number: int) -> bool:
+        """Whether a round learns from point estimates: the first ones after a network's first stage."""
+        return 0 < round_number <= self.estimate_rounds and self.start == "network"
+
+    def taught_by_scans(self, round_number: int) -> bool:
+        """Whether a round learns from the scans, which draws complete. Estimates are too far off to complete any, and
+        images that were denoised once know the scans whole."""
+        return self.targets == "scans" and self.objective != "denoised" and not self.estimates(round_number)
 
 
 @dataclass(frozen=True)

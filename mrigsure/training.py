@@ -225,13 +225,10 @@ class Trainer:
 
     # --- the E-step ---
 
-    def _estimates(self) -> bool:
-        """Whether this round learns from point estimates: after a network's first stage, not after a Gaussian."""
-        return self.round <= self.settings.estimate_rounds and self.settings.start == "network"
-
     def _draw_chains(self):
         indices = scans_to_draw(self.settings, self.archive, self.round)
-        chains = dict(self.chains)
+        taught, before = (self.settings.taught_by_scans(number) for number in (self.round, self.round - 1))
+        chains = dict(self.chains) if taught == before else {}  # the others know the scans' own noise, or less
         processes = self.accelerator.num_processes
         drawing = draw_scans(
             self.settings,
@@ -241,7 +238,6 @@ class Trainer:
             round_number=self.round,
             denoise=self.denoise,
             spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
-            estimates=self._estimates(),
             lowest=self.lowest,
             device=self.device,
             share=(self.accelerator.process_index, processes),
@@ -287,7 +283,7 @@ class Trainer:
         if self.settings.rounds:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
         better = not self.best or figures.energy < self.best["energy"]
-        checked = not (better or self._estimates() or self.settings.objective == "denoised")
+        checked = not (better or self.settings.estimates(self.round) or self.settings.objective == "denoised")
         lost = _lost_bands(drawn, self.before.get("power")) if checked else ()
         self._record(
             figures,

@@ -20,7 +20,7 @@ from mrigsure.phantoms import random_scan
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
 from mrigsure.processes import start_process
 from mrigsure.refinement import SHARP_SIGMA, SHARPER, EStep
-from mrigsure.scan import PreparedVolume, write_prepared
+from mrigsure.scan import PreparedVolume, ScanSet, write_prepared
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.training import Trainer, train
 
@@ -283,10 +283,10 @@ def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
 
 
 def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned, tiny_scans, tmp_path, monkeypatch):
-    perturbed, plain = [], EStep.update
+    seen, plain = [], EStep.update
 
     def update(step, scans, indices, chains):
-        perturbed.append(not step.estimates)
+        seen.append((step.estimates, step.sharp, isinstance(scans, ScanSet), bool(chains)))
         yield from plain(step, scans, indices, chains)
         if step.estimates:
             chains |= {index: 0.3 * chains[index] for index in indices}
@@ -296,7 +296,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
-    assert perturbed == [False, True]
+    assert seen == [(True, False, True, False), (False, True, False, False)], "then new draws, given the noisier scans"
     assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
 
 
