@@ -102,7 +102,7 @@ class Trainer:
                     settings.init_from, f"channels {start.config.channels}", f"channels {tuple(settings.channels)}"
                 )
             model.load_state_dict(start.denoiser.state_dict())
-            self.lowest, self.bands = min(self.lowest, start.config.sigma_min), start.config.spread
+            self.lowest = min(self.lowest, start.config.sigma_min)  # its spread was that of other scans
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = AveragedModel(self._plain_model(), multi_avg_fn=_warm_average(settings.ema))
