@@ -25,12 +25,12 @@ from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, random_scan
 from mrigsure.progress import status_table, track
 from recon.metrics import body_mask, coverage
 from recon.reconstruct import reconstruct_scans
-from recon.uncertainty import LEVEL, magnitude_interval, phase_factor
+from recon.uncertainty import LEVEL, magnitude_interval
 
 RATES, MATRIX = (4, 8), 128
 MEDIAN, LEAST = (0.87, 0.93), 0.8
-COLUMNS = ("draws as they are, body", "phase factor, body", "and scan's own scale, body", "and scan's own scale, air")
-JUDGED = 2
+COLUMNS = ("draws as they are, body", "with the scan's own scale, body", "with the scan's own scale, air")
+JUDGED = 1
 
 
 def scan_of(acceleration, index, heads):
@@ -61,8 +61,7 @@ def measure(prior, acceleration, slices, heads, samples, nfe):
         scales.append(made.record.get("spread_scale", 1.0))
         target, draws = scan.target.abs().numpy() / scan.scale, made.samples[0]
         body, paired = body_mask(target), made.record["pairs"]
-        ends = [magnitude_interval(draws, LEVEL, widen, paired=paired) for widen in (1.0, phase_factor(draws))]
-        ends.append((made.lower[0], made.upper[0]))
+        ends = [magnitude_interval(draws, LEVEL, paired=paired), (made.lower[0], made.upper[0])]
         row = [coverage(*pair, target, body) for pair in ends]
         rows.append([*row, coverage(*ends[-1], target, ~body) if not body.all() else np.nan])
     return np.array(rows), scales, said

@@ -24,11 +24,6 @@ three pixels, and their variance changes more slowly than an estimate of 7 degre
 Near 0, in air, magnitudes have a Rice distribution. Where the mean is below 1.5 half-widths the interval begins at 0
 and ends where the one-sided one does: a lower bound above 0 would exclude that nothing is there. The magnitudes of a
 pair are alike there, as those of a and -a; a single pair's v is therefore that of its parts along the mean's phase.
-
-Draws of this package are less exact than that in one respect: the sampler's R (docs/method.md, section 7) spreads alike
-along the image's phase and across it, whereas images of smooth phase differ along it, in magnitude. `along_phase` is
-the share of the detail's energy along the smooth phase. Where it is larger in the mean image than in the draws'
-deviations, the standard deviation of the magnitude grows by the root of their ratio (`phase_factor`).
 """
 
 from collections.abc import Iterable
@@ -41,7 +36,7 @@ from scipy.stats import t as student
 from recon.metrics import body_mask
 
 LEVEL = 0.9
-_NEIGHBOURHOOD = 2.0  # pixels, standard deviation of the Gaussian that pools variances and parts phase and detail
+_NEIGHBOURHOOD = 2.0  # pixels, standard deviation of the Gaussian that pools variances
 _ALIKE = 8  # independent pixels in it
 _NEAR_ZERO = 1.5  # half-widths of the interval
 
@@ -105,7 +100,7 @@ def summarise(draws: np.ndarray, *, paired: bool, level: float = LEVEL, scale: f
     if len(draws) == 1:
         return Summary(draws[0])
     found = moments(draws, paired=paired)
-    lower, upper = magnitude_interval(draws, level, scale * phase_factor(draws), paired=paired)
+    lower, upper = magnitude_interval(draws, level, scale, paired=paired)
     return Summary(found.mean, np.float32(scale) * np.sqrt(found.variance), lower, upper, body_sums(found))
 
 
@@ -135,24 +130,3 @@ def magnitude_interval(
     lower = np.where(near_zero, 0, center - half)
     upper = np.where(near_zero, center + student.ppf(level, freedom) * deviation, center + half)
     return lower.astype(np.float32), upper.astype(np.float32)
-
-
-def phase_factor(draws: np.ndarray) -> float:
-    """Factor on the standard deviation of the magnitude, at least 1, for draws that spread too far across the phase."""
-    mean = draws.mean(0)
-    here, drawn = along_phase(mean[None] - _smooth(mean), mean), along_phase(draws - mean, mean)
-    return float(np.sqrt(max(here / drawn, 1.0)))
-
-
-def along_phase(detail: np.ndarray, image: np.ndarray) -> float:
-    """Share of the energy of `detail` (n, H, W) along the smooth phase of `image` (H, W), in its body: 1/2 if neither
-    direction is preferred, 1 if it changes magnitudes alone."""
-    smooth, body = _smooth(image), body_mask(image)
-    turned = (detail * np.exp(-1j * np.angle(smooth)))[:, body]
-    energy = np.sum(np.abs(turned) ** 2, dtype=np.float64)
-    return float(np.sum(turned.real**2, dtype=np.float64) / energy) if energy > 0 else 0.5
-
-
-def _smooth(image):
-    """Gaussian mean of a complex image over its neighbourhood."""
-    return gaussian_filter(image.real, _NEIGHBOURHOOD) + 1j * gaussian_filter(image.imag, _NEIGHBOURHOOD)

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from recon.metrics import coverage
-from recon.uncertainty import along_phase, body_sums, magnitude_interval, moments, phase_factor, scatter, summarise
+from recon.uncertainty import body_sums, magnitude_interval, moments, scatter, summarise
 
 SHAPE = (256, 240)
 EVERYWHERE = np.ones(SHAPE, bool)
@@ -66,36 +66,6 @@ def test_in_air_the_interval_begins_at_zero_and_keeps_its_level():
     assert coverage(lower, upper, truth, EVERYWHERE) == pytest.approx(0.9, abs=0.025)
 
 
-def _head(rng):
-    """Fine detail in the magnitude, under a smooth phase."""
-    phase = np.exp(1j * np.linspace(0, 2, SHAPE[0]))[:, None]
-    return (60 + 10 * rng.normal(size=SHAPE)) * phase, phase
-
-
-def test_draws_that_spread_across_the_phase_are_widened_along_it():
-    rng = np.random.default_rng(2)
-    image, phase = _head(rng)
-    error = np.sqrt(2) * rng.normal(size=SHAPE) * phase  # all along the phase, of the draws' variance
-    draws = image + _noise(rng, 8)
-    factor = phase_factor(draws)
-    assert factor == pytest.approx(np.sqrt(2), rel=0.03)
-    narrow, wide = (magnitude_interval(draws, widen=widen, paired=False) for widen in (1.0, factor))
-    assert coverage(*narrow, image + error, EVERYWHERE) < 0.8
-    assert coverage(*wide, image + error, EVERYWHERE) == pytest.approx(0.9, abs=0.02)
-
-
-def test_draws_that_spread_along_the_phase_are_left_as_they_are():
-    rng = np.random.default_rng(3)
-    image, phase = _head(rng)
-    draws = image + rng.normal(size=(8, *SHAPE)) * phase
-    assert phase_factor(draws) == pytest.approx(1, abs=0.02)
-    assert along_phase(draws - draws.mean(0), image) > 0.95
-
-
-def test_no_detail_prefers_no_direction():
-    assert along_phase(np.zeros((1, *SHAPE), complex), np.zeros(SHAPE, complex)) == 0.5
-
-
 def test_the_scale_multiplies_spread_and_interval():
     rng = np.random.default_rng(4)
     draws = (_bright(rng) + _noise(rng, 4)).astype(np.complex64)
@@ -109,7 +79,7 @@ def test_the_scale_multiplies_spread_and_interval():
 
 def test_units_do_not_matter():
     rng = np.random.default_rng(5)
-    draws = _head(rng)[0] + _noise(rng, 4)
+    draws = 60 + 10 * rng.normal(size=SHAPE) + _noise(rng, 4)
     small, large = (magnitude_interval(unit * draws, paired=False) for unit in (1e-9, 1.0))
     for one, other in zip(large, small, strict=True):
         np.testing.assert_allclose(1e-9 * one, other, rtol=1e-5)
