@@ -8,10 +8,9 @@ training scans of the embedded heads, tested on a head that training never drew.
 development data at 128 x 128 with simulated coils and phase, tested on other stacks. Arms: `gsure`, `split`, `heldout`
 (adjoint input) and `solve` (perturb-and-solve input, held-out lines) are the starts of docs/method.md, 1 to 5, followed
 by refinement rounds that the scans teach; in those of `draws`, which starts as `solve` does, draws alone do; `gaussian`
-starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the
-clean images with as many updates, `oracle500` on 500 of them, as many as the scanner makes in the hours that the 2,000
-took at R = 4. Every prior's draws are calibrated on held-out lines by the same rule. A training that was stopped
-goes on where it was.
+starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the clean images with as many updates,
+`oracle500` on 500 of them, as many as the scanner makes in the hours that the 2,000 took at R = 4. Every prior's draws
+are calibrated on held-out lines by the same rule. A training that was stopped goes on where it was.
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
 all are measured with the sampler as it is. The bar is told of `draws` until a whole run of `solve` is measured.
@@ -137,8 +136,13 @@ def calibrated(prior: Prior, scans, seed) -> Prior:
     archive = open_archive([str(scans)], VALIDATION, seed)
     pool = archive.validation
     chosen = [archive.scans[i] for i in pool[:: max(1, len(pool) // VALIDATION_SCANS)][:VALIDATION_SCANS]]
-    sigmas = draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max)
-    bands, _ = calibrate_spread(prior.denoise, chosen, sigmas, seed=seed)
+    return calibrated_on(prior, chosen, LEVELS, seed)
+
+
+def calibrated_on(prior: Prior, scans: list[Scan], levels: int, seed: int) -> Prior:
+    """The prior with its spread calibrated on lines held out of these scans, for draws of so many levels."""
+    sigmas = draw_levels(levels, prior.config.sigma_min, prior.config.sigma_max)
+    bands, _ = calibrate_spread(prior.denoise, scans, sigmas, seed=seed)
     config = replace(prior.config, spread=bands)
     return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
 

@@ -30,24 +30,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
-from prior_parity import simulate
+from prior_parity import calibrated_on, simulate
 from samplers_table import show
 
 from data_prep.prepare import prepare
-from mrigsure.calibrate import calibrate_spread
 from mrigsure.denoiser import Prior, load_prior
 from mrigsure.files import atomic
 from mrigsure.fourier import fft2c
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, coil_maps, complex_normal, random_scan, random_volume
-from mrigsure.posterior import draw_levels, most_levels
+from mrigsure.posterior import most_levels
 from mrigsure.progress import say, track
 from mrigsure.scan import SIGMA_DATA, Scan, read_prepared
 from mrigsure.seeds import generator, in_pairs
@@ -128,9 +126,7 @@ def _calibrated(prior) -> Prior:
     """With the spread that draws of this size need; the published samplers have none."""
     rngs = [np.random.default_rng([16, number]) for number in range(12)]
     scans = [random_scan(rng, (SIZE, SIZE), center_fraction=CENTER_FRACTION[4]) for rng in rngs]
-    bands, _ = calibrate_spread(prior.denoise, scans, draw_levels(most_levels(NFE), prior.config.sigma_min), seed=0)
-    config = replace(prior.config, spread=bands)
-    return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
+    return calibrated_on(prior, scans, most_levels(NFE), seed=0)
 
 
 def overhead(prior, options):
