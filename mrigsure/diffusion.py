@@ -14,7 +14,7 @@ from mrigsure.operators import SenseOperator
 from mrigsure.scan import Scan
 from mrigsure.seeds import complex_noise
 
-GAMMA = 1.5  # 2 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
+GAMMA = 2.0  # 4 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
 C_MIN = 0.006  # floor of mu / (1 + mu)^2, which bounds the condition of the solve
 
 
@@ -34,13 +34,13 @@ def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
 
 
 def lowest_solve_sigma(sigma0):
-    """The level below which `perturb_and_solve` has no exactly white input: sqrt(2 gamma) sigma0."""
-    return math.sqrt(2 * GAMMA) * sigma0
+    """The level below which `perturb_and_solve` has no exactly white input: sqrt(gamma) sigma0."""
+    return math.sqrt(GAMMA) * sigma0
 
 
 def solve_shift(sigma: Tensor, sigma0: Tensor) -> Tensor:
-    """mu of section 4: mu / (1 + mu)^2 = max(gamma sigma0^2 / (2 sigma^2), c_min)."""
-    return smaller_root((GAMMA * sigma0**2 / (2 * sigma**2)).clamp(C_MIN, 0.25))
+    """mu of section 4: mu / (1 + mu)^2 = max(gamma sigma0^2 / (4 sigma^2), c_min)."""
+    return smaller_root((GAMMA * sigma0**2 / (4 * sigma**2)).clamp(C_MIN, 0.25))
 
 
 def smaller_root(c: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ def perturb_and_solve(
 ) -> tuple[Tensor, Tensor]:
     """The regularised SENSE solve whose noise is exactly sigma w (section 4), and its independent measurement.
 
-    x_sigma = (T + mu)^-1 [(1 + mu) A^H (y + alpha n) + sigma mu n2 + sigma T n3]; arguments, shapes and target as in
+    x_sigma = (T + mu)^-1 [(1 + mu) A^H (y + alpha n) + sigma (T - mu) n2]; arguments, shapes and target as in
     `diffuse_adjoint`. sigma at least `lowest_solve_sigma(sigma0)`.
     """
     mu = solve_shift(sigma, sigma0)
-    alpha = _column(2 * sigma**2 * mu / (1 + mu) ** 2 - sigma0**2).sqrt()
+    alpha = _column(4 * sigma**2 * mu / (1 + mu) ** 2 - sigma0**2).sqrt()
     noise = complex_noise(kspace.shape, generator, kspace.dtype)
     rhs = _noisy_side(operator, kspace + alpha * noise, sigma, mu, generator)
     target = kspace - operator.mask * (_column(sigma0) ** 2 / alpha) * noise
@@ -107,7 +107,7 @@ def complete_and_solve(
     sigma0   (batch,), of the scans as they were measured; sigma (batch,) at least `lowest_solve_sigma(sigma0)`
     """
     mu = solve_shift(sigma, sigma0)
-    more = 2 * sigma**2 * mu / (1 + mu) ** 2 - GAMMA * sigma0**2
+    more = 4 * sigma**2 * mu / (1 + mu) ** 2 - GAMMA * sigma0**2
     noise = complex_noise(noisier.shape, generator, noisier.dtype)
     rhs = _noisy_side(operator, noisier + _column(more.clamp_min(0)).sqrt() * noise, sigma, mu, generator)
     return operator.solve(rhs + mu[:, None, None] * (images - operator.normal(images)), mu, tolerance)
@@ -126,11 +126,10 @@ def independent_kspace(kspace: Tensor, noisier: Tensor) -> Tensor:
 
 
 def _noisy_side(operator, kspace, sigma, mu, generator):
-    """(1 + mu) A^H kspace + sigma mu n2 + sigma T n3, whose solve has white noise."""
-    shape = (kspace.shape[0], *kspace.shape[-2:])
-    n2, n3 = (complex_noise(shape, generator, kspace.dtype) for _ in range(2))
+    """(1 + mu) A^H kspace + sigma (T - mu) n2, whose solve has white noise."""
+    n2 = complex_noise((kspace.shape[0], *kspace.shape[-2:]), generator, kspace.dtype)
     mu, sigma = mu[:, None, None], sigma[:, None, None]
-    return (1 + mu) * operator.adjoint(kspace) + sigma * mu * n2 + sigma * operator.normal(n3)
+    return (1 + mu) * operator.adjoint(kspace) + sigma * (operator.normal(n2) - mu * n2)
 
 
 def _column(values: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from mrigsure.settings import TrainSettings
 _GAUSSIAN_SCANS = 96
 
 
-def split_scan(scan: Scan, seed: int, index: int) -> Scan:
-    """The scan with more noise that its draws are made from, always the same."""
-    return noisier_scan(scan, generator(seed, "split", index))
+def split_scan(scan: Scan, seed: int, round_number: int, index: int) -> Scan:
+    """The scan with more noise that its draws are made from, the same all through a round."""
+    return noisier_scan(scan, generator(seed, "split", round_number, index))
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ class _SplitScans(Sequence):
 
     scans: ScanSet
     seed: int
+    round_number: int
 
     def __len__(self):
         return len(self.scans)
 
     def __getitem__(self, index):
-        return split_scan(self.scans[index], self.seed, index)
+        return split_scan(self.scans[index], self.seed, self.round_number, index)
 
     @property
     def shapes(self):
@@ -76,7 +77,7 @@ def draw_scans(
         mine = indices[share[0] :: share[1]]
         return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
     by_scans = settings.taught_by_scans(round_number)
-    scans = _SplitScans(archive.scans, settings.seed) if by_scans else archive.scans
+    scans = _SplitScans(archive.scans, settings.seed, round_number) if by_scans else archive.scans
     if settings.start == "gaussian" and round_number == 1:
         pool = archive.training
         stride = max(1, len(pool) // _GAUSSIAN_SCANS)

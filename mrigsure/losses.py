@@ -13,7 +13,7 @@ from torch import Tensor
 from mrigsure.archive import Archive
 from mrigsure.augment import Turn, augment, augment_scan, random_crop
 from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
-from mrigsure.draws import split_scan
+from mrigsure.draws import scans_to_draw, split_scan
 from mrigsure.fourier import fft1c, ifft1c
 from mrigsure.objectives import Denoise, completed, denoising, gsure, split_gsure
 from mrigsure.scan import SIGMA_DATA, ScanBatch, collate
@@ -50,7 +50,9 @@ def pick_batch(
     """
     rng = generator(settings.seed, "batch", *names)
     refining = names[0] > 0 and float(torch.rand((), generator=rng)) >= settings.anchor
-    pool = sorted(chains) if refining else archive.training
+    by_scans = refining and settings.taught_by_scans(names[0])
+    # an older draw was made from another split of its scan
+    pool = scans_to_draw(settings, archive, names[0]) if by_scans else sorted(chains) if refining else archive.training
     scans, size = archive.scans, settings.batch_size
     first = pool[int(torch.randint(len(pool), (1,), generator=rng))]
     alike = [i for i in pool if scans.shapes[i] == scans.shapes[first]]
@@ -58,10 +60,9 @@ def pick_batch(
     if refining:
         which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
-        by_scans = settings.taught_by_scans(names[0])
         if not by_scans and not settings.measured:
             return random_crop(augment(torch.stack(images), rng), settings.crop, rng)
-        drawn = _with_scans(scans, picks, images, settings.seed if by_scans else None, rng)
+        drawn = _with_scans(scans, picks, images, (settings.seed, names[0]) if by_scans else None, rng)
         return _cropped(drawn, settings.crop, rng)
     if settings.objective == "supervised":
         return random_crop(augment(torch.stack([scans[i].target for i in picks]), rng), settings.crop, rng)
@@ -104,14 +105,14 @@ def scan_losses(
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 
-def _with_scans(scans, picks, images, split_seed, rng):
-    """The draws with their scans, each turned by chance; where there is a seed of the split, with its noisier half."""
+def _with_scans(scans, picks, images, split, rng):
+    """The draws with their scans, each turned by chance; of a split (seed, round) also with the noisier half."""
     turned, noisier = [], []
     for index, image in zip(picks, images, strict=True):
         turn = Turn.random(rng)
         turned.append(turn(replace(scans[index], target=image)))
-        if split_seed is not None:
-            noisier.append(turn(split_scan(scans[index], split_seed, index)))
+        if split is not None:
+            noisier.append(turn(split_scan(scans[index], *split, index)))
     batch = collate(turned)
     return Drawn(torch.stack([scan.target for scan in turned]), batch, collate(noisier).kspace if noisier else None)
 

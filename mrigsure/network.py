@@ -51,7 +51,8 @@ class UNet(nn.Module):
         for depth in reversed(range(len(self.up))):
             h = self.narrow[depth](h)
             if depth + 1 < len(self.up):
-                h = functional.interpolate(h, scale_factor=2, mode="nearest")
+                # not functional.interpolate: compiled for bfloat16 on CPUs (torch 2.13) its gradient is lost, or fails
+                h = h.repeat_interleave(2, -1).repeat_interleave(2, -2)
             h = self.up[depth](kept[depth] + h, embedding)
         return self.last(h)
 

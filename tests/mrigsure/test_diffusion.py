@@ -53,7 +53,7 @@ def responses(diffuse, sigma, monkeypatch):
         "image": torch.eye(image_size, dtype=torch.complex128).reshape(-1, SIZE, SIZE),
     }
 
-    inside = {diffuse_adjoint: "", perturb_and_solve: "ii", split_and_complete: "kii"}[diffuse]
+    inside = {diffuse_adjoint: "", perturb_and_solve: "i", split_and_complete: "ki"}[diffuse]
 
     def respond(kind, position):
         units = basis["image" if kind == "i" else "kspace"]
@@ -148,11 +148,11 @@ def test_the_smaller_root_does_not_cancel_in_float32():
 
 
 def test_the_shift_gives_the_noise_that_the_data_can_carry():
-    """2 sigma^2 mu / (1 + mu)^2 = gamma sigma0^2, or more where c_min binds, never less than sigma0^2."""
-    sigma = torch.logspace(np.log10(0.0693), 1.3, 60, dtype=torch.float64)
+    """4 sigma^2 mu / (1 + mu)^2 = gamma sigma0^2, or more where c_min binds, never less than sigma0^2."""
+    sigma = torch.logspace(np.log10(0.0566), 1.3, 60, dtype=torch.float64)
     mu = solve_shift(sigma, torch.tensor(SIGMA0, dtype=torch.float64))
-    carried = 2 * sigma**2 * mu / (1 + mu) ** 2 / SIGMA0**2
-    binds = sigma**2 * 2 * diffusion.C_MIN > diffusion.GAMMA * SIGMA0**2
+    carried = 4 * sigma**2 * mu / (1 + mu) ** 2 / SIGMA0**2
+    binds = sigma**2 * 4 * diffusion.C_MIN > diffusion.GAMMA * SIGMA0**2
     assert torch.allclose(carried[~binds], torch.full_like(carried[~binds], diffusion.GAMMA), rtol=1e-6)
     assert (carried[binds] >= diffusion.GAMMA - 1e-6).all() and binds.any() and (~binds).any()
 

@@ -1,4 +1,7 @@
-"""The U-Net starts at nothing, knows no other image of its batch, and hears the noise level."""
+"""The U-Net starts at nothing, knows no other image of its batch, hears the noise level, and compiles to itself."""
+
+import copy
+import shutil
 
 import pytest
 import torch
@@ -75,3 +78,21 @@ def test_weights_and_images_are_channels_last_which_is_what_makes_it_fast():
     )
     network(torch.randn(1, 2, 8, 8), torch.zeros(1))
     assert seen == [True]
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
+def test_every_layer_learns_the_same_when_compiled_for_bfloat16():
+    """With functional.interpolate all gradients but the full resolution's were 0, and trainings only looked right."""
+    network, image, level = trained_like((8, 16, 16)), torch.randn(2, 2, 32, 32), torch.tensor([-2.0, 1.0])
+    gradients = []
+    for compiled in (False, True):
+        learning = copy.deepcopy(network)
+        if compiled:
+            learning.compile()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = learning(image, level)
+        output.float().square().mean().backward()
+        weights = {name: p for name, p in learning.named_parameters() if p.ndim > 1}  # some biases a norm takes away
+        gradients.append({name: weight.grad for name, weight in weights.items()})
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() < 0.1 * gradient.norm(), name
