@@ -3,10 +3,10 @@
     python benchmarks/samplers.py [--quick]                       tables, docs/samplers_quality.png and bars of the rows
     python benchmarks/samplers.py --run SECTION [--slices N ...]  measure a section, row by row, into the results
 
-A row that is there already and was made with the prior at hand is kept, so that a run which was stopped goes on; where
-the sampler itself has changed, --again measures all of them. "Ours" is always what `mrigsure reconstruct` does
-untouched: 8 samples at 30 evaluations. Baselines are measured with lambda chosen on held-out lines, as a user would,
-and on the truth, as nobody can; the bars take the second.
+A row that is there already and was made with the prior at hand is kept, so that a run which was stopped goes on; a row
+of another prior keeps its baselines. Where samplers, baselines or preparation have changed, --again measures all anew.
+"Ours" is always what `mrigsure reconstruct` does untouched: 8 samples at 30 evaluations. Baselines are measured with
+lambda chosen on held-out lines, as a user would, and on the truth, as nobody can; the bars take the second.
 
     phantoms     a head that training never drew, 128 x 128, 8 coils, true maps, random lines, noise 0.08
     real-slices  real images of shared/data with simulated coils and phase
@@ -73,7 +73,8 @@ LEVELS = ("vertex", "upper", "middle", "base")
 QUICK = f"evaluations/{DEFAULT}/30/0"
 
 Row = dict
-Measure = Callable[[], Row]
+Measure = Callable[[Row], Row]
+"""Of the row as another prior had it, {} where there is none."""
 
 
 def phantoms(prior: Prior, options) -> Iterator[tuple[str, Measure]]:
@@ -153,12 +154,12 @@ SECTIONS = {
 }
 
 
-def _compare(prior, make_scan, seed) -> Row:
+def _compare(prior, make_scan, seed, before) -> Row:
     """PSNR of the baselines, of the mean of the samples and of one (their average), z^2."""
     scan = make_scan()
     target = scan.target.abs().numpy()
-    row = {"held-out": {}, "truth": {}}
-    for method in BASELINES:
+    row = {by: before.get(by, {}) for by in ("held-out", "truth")}
+    for method in () if before else BASELINES:
         choices = {
             "held-out": choose_lambda(method, scan, generator(seed, "lambda")),
             "truth": best_lambda_with_truth(method, scan, scan.target),
@@ -180,7 +181,7 @@ def _figures(images, target, paired) -> Row:
     }
 
 
-def _predict(prior, raw, seed) -> Row:
+def _predict(prior, raw, seed, before) -> Row:
     """Share of the signal's energy that each method misses on samples held out of all, the noise's taken off."""
     with tempfile.TemporaryDirectory() as folder:
         prepare(PrepareSettings(raw=[str(raw)], out=folder, seed=seed))
@@ -195,8 +196,8 @@ def _predict(prior, raw, seed) -> Row:
             float((error[held].abs().square().sum() - noise) / (scan.kspace[held].abs().square().sum() - noise)), 4
         )
 
-    row = {"held-out": {}}
-    for method in BASELINES:
+    row = {"held-out": before.get("held-out", {})}
+    for method in () if before else BASELINES:
         choice = choose_lambda(method, kept, generator(seed, "lambda"))
         row["held-out"][method] = missed(baseline(method, kept, choice.value))
     made = reconstruct_scans([kept], "posterior", prior, samples=SAMPLES, nfe=NFE, seed=seed, keep_samples=True)
@@ -215,7 +216,7 @@ class _Counted:
         return self.prior(x, sigma)
 
 
-def _timed(prior, make_scan, name, nfe, count) -> Row:
+def _timed(prior, make_scan, name, nfe, count, _=None) -> Row:
     """Draws one by one, after each as many bare evaluations, at most MOST_BARE; seconds a draw of either."""
     scan = make_scan()
     counted, seconds, bare, images = _Counted(prior), 0.0, 0.0, []
@@ -236,13 +237,14 @@ def _timed(prior, make_scan, name, nfe, count) -> Row:
     return _figures(np.stack(images), scan.target.numpy(), paired) | times
 
 
-def _slice(prior, noise, index) -> Row:
+def _slice(prior, noise, index, before) -> Row:
     """Ours on one slice of the volume, and CG-SENSE with the middle slice's lambda as `mrigsure reconstruct` has it."""
     scan = _volume_scan(noise, index)
-    lam = _volume_lambda(noise)
     made = reconstruct_scans([scan], "posterior", prior, samples=SAMPLES, nfe=NFE, seed=index, keep_samples=True)
-    image = baseline("cg-sense", scan, lam).abs().numpy()
     row = _figures(made.samples[0] * scan.scale, scan.target.numpy(), made.record["pairs"])
+    if before:
+        return row | {"cg-sense": before["cg-sense"]}
+    image = baseline("cg-sense", scan, _volume_lambda(noise)).abs().numpy()
     return row | {"cg-sense": round(psnr(image, scan.target.abs().numpy()), 3)}
 
 
@@ -328,7 +330,7 @@ def run(section, prior, options):
     missing = [(key, measure) for key, measure in rows if known.get(key, {}).get("prior") != fingerprint]
     say(f"{section}: {len(missing)} of {len(rows)} rows to measure with prior {fingerprint}")
     for key, measure in track(missing, section):
-        record(key, measure() | {"prior": fingerprint})
+        record(key, measure(known.get(key, {})) | {"prior": fingerprint})
 
 
 def rerun_small(prior) -> bool:

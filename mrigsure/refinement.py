@@ -25,7 +25,7 @@ from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
 SHARP_SIGMA = 0.24 * SIGMA_DATA
-SHARPER = 1.5
+SHARPER = 1.2
 """Below SHARP_SIGMA the draws that complete scans are not perturbed, and the denoiser is told SHARPER times the level.
 
 A rough prior leaves noise in them there, which it would see and learn; what it smooths away the scans teach it."""
