@@ -209,7 +209,7 @@ class TrainSettings:
     round_steps: int = 500
     round_scans: int = 0
     round_samples: int = 1
-    round_levels: int = 16
+    round_levels: int = 20
     anchor: float = 0.0
     targets: Literal["scans", "draws"] = "scans"
     measured: float = 0.75
