@@ -13,7 +13,8 @@ starts the rounds from a fitted Gaussian; `oracle` is the same network trained o
 are calibrated on held-out lines by the same rule. A training that was stopped goes on where it was.
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
-all are measured with the sampler as it is. The bar is told of `draws` until a whole run of `solve` is measured.
+all are measured with the sampler as it is. The run of `solve` was trained while the scans taught from sqrt(2) sigma0 on,
+half of where they begin to now (docs/method.md, section 8).
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.
@@ -47,7 +48,7 @@ from recon.uncertainty import body_sums, moments, scatter
 RESULTS = Path(__file__).parent / "results" / "prior_parity.json"
 RATES = (2, 4, 6, 8)
 CENTER = {2: 0.16, 4: 0.125, 6: 0.08, 8: 0.06}
-ORACLE_RATES, BEST = "R4", "draws"
+ORACLE_RATES, BEST = "R4", "solve"
 BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
 SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 20
 VALIDATION, VALIDATION_SCANS = 0.02, 16

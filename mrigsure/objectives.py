@@ -26,6 +26,7 @@ from mrigsure.seeds import complex_noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _LEAST_Q = 0.05  # 1/q is clipped there
+DRAWS_ALONE = 2.0  # times the lowest level of a solve: below it draws are the targets (docs/method.md, section 8)
 
 
 def split_gsure(
@@ -101,12 +102,15 @@ def completed(
     noisier: Tensor,
     measured: float,
 ) -> Tensor:
-    """Split GSURE on inputs that draws complete; below `lowest_solve_sigma`, where none can be made, `denoising`.
+    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws.
+
+    Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
+    modes are mostly the draws', whose smoothness the network then takes for that of images.
 
     image    complex (batch, H, W), draws given `noisier` alone
     noisier  complex (batch, coil, H, W), of the `scans` with more noise (diffusion.noisier_scan)
     """
-    lowest = lowest_solve_sigma(scans.sigma0)
+    lowest = DRAWS_ALONE * lowest_solve_sigma(scans.sigma0)
     below = sigma < lowest
     solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
     noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)

@@ -8,7 +8,7 @@ import torch
 
 from mrigsure.diffusion import GAMMA, diffuse_adjoint, lowest_solve_sigma, perturb_and_solve
 from mrigsure.fourier import fft2c, ifft2c
-from mrigsure.objectives import completed, denoising, gsure, line_weights, split_gsure
+from mrigsure.objectives import DRAWS_ALONE, completed, denoising, gsure, line_weights, split_gsure
 from mrigsure.operators import SenseOperator
 from mrigsure.scan import ScanBatch, kept_lines
 from mrigsure.seeds import complex_noise, generator
@@ -183,13 +183,14 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     """Two denoisers' losses differ by the difference of their risks on x + sigma w."""
     count = 12000
     image, batch = scans(count, 11)
-    sigma = torch.full((count,), 0.8)
+    sigma = torch.full((count,), 1.0)
+    assert sigma[0] > DRAWS_ALONE * lowest_solve_sigma(SIGMA0)
     denoisers = Curved(), lambda x, _: 0.4 * x + 0.2 * x.roll(1, -2)
     more = noisier(batch, 12)
     losses = [
         completed(f, image, sigma, generator(13), scans=batch, noisier=more, measured=0.75).detach() for f in denoisers
     ]
-    noisy = image + 0.8 * complex_noise(image.shape, generator(14))
+    noisy = image + complex_noise(image.shape, generator(14))
     risks = [(f(noisy, None).detach() - image).abs().square().mean((1, 2)) / 2 for f in denoisers]
     difference = (losses[0] - losses[1]) - (risks[0] - risks[1])
     assert abs(float(difference.mean() / (difference.std() / count**0.5))) < 3.5
@@ -197,13 +198,13 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     assert abs(float(gap.mean() / (difference.std() / count**0.5))) > 10, "or their agreement would mean nothing"
 
 
-def test_what_completes_a_scan_is_no_target_of_it_but_below_the_least_level_of_a_solve():
+def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
     """The noise and what is sampled held fixed: other draws change the target below that level alone."""
     count = 64
     image, batch = scans(count, 15)
     more = noisier(batch, 16)
     options = {"scans": batch, "noisier": more, "measured": 0.75}
-    least = float(lowest_solve_sigma(batch.sigma0).max())
+    least = DRAWS_ALONE * float(lowest_solve_sigma(batch.sigma0).max())
 
     def nothing(x, _):
         return 0 * x
