@@ -9,8 +9,8 @@ K draws the error of the mean is, per coil and point of k-space, complex Gaussia
 where a is the factor on the variance, wanted 1, and v / K is the scatter of so few draws' mean. The sums of a radial
 band over its n points have then a gamma distribution, and log a has a likelihood. All coils of a point count as one:
 their errors are not independent. Under log a ~ N(0, TAU^2) `SpreadScale` tells the mean of log a: near 0 where few
-points were held out, or where noise hides the error. Half of it is believed (PULL): what held-out lines ask for and
-what the image asks for go together, but not one for one.
+points were held out, or where noise hides the error. It is believed where it widens alone: lines are few, what they ask
+for and what the image asks for go together but not one for one, and intervals that are narrowed wrongly mislead.
 
 What it cannot do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where
 in the image the spread is too small, nor an error that all lines share is found. Coverage is therefore measured, on
@@ -30,7 +30,6 @@ from mrigsure.validation import BANDS
 
 FRACTION = 0.2  # of the lines outside the calibration region, in each fold
 FOLDS, SAMPLES = 2, 2  # lines are few: two halves predicted by two draws each tell more than one by four
-PULL = 0.5  # of log a; with all of it 90% intervals held 77% in the 5th percentile of phantom slices, with half 84%
 TAU = 0.6  # of log a from scan to scan: root mean square on 24 phantoms of the shipped prior's own population
 _GRID = np.linspace(-6 * TAU, 6 * TAU, 481)  # of log a
 
@@ -78,8 +77,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class SpreadScale:
-    """value: factor on standard deviations; error: its relative standard error, PULL TAU / 2 where nothing was held
-    out."""
+    """value: factor on standard deviations, at least 1; error: its relative standard error, TAU / 2 where nothing was
+    held out."""
 
     value: float
     error: float
@@ -140,4 +139,4 @@ def spread_scale(parts: Sequence[HeldOut]) -> SpreadScale:
     weights /= weights.sum()
     center = float(weights @ _GRID)
     error = float(np.sqrt(weights @ (_GRID - center) ** 2))
-    return SpreadScale(float(np.exp(PULL * center / 2)), PULL * error / 2)
+    return SpreadScale(float(np.exp(max(center, 0) / 2)), error / 2)

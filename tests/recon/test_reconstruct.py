@@ -14,12 +14,13 @@ from mrigsure.cli import main
 from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.scan import ScanSet
 from mrigsure.settings import ReconstructSettings
+from recon import posterior_volume
 from recon.baselines import zero_filled
 from recon.drawing import Drawing
 from recon.reconstruct import reconstruct, reconstruct_scans
 from recon.reconstruction import read_reconstruction
 from recon.samplers import SAMPLERS
-from recon.spread_scale import SAMPLES, without_lines
+from recon.spread_scale import SAMPLES, SpreadScale, without_lines
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +67,16 @@ def test_raw_data_a_thousand_times_brighter_gives_images_a_thousand_times_bright
         np.testing.assert_allclose(images[1].std, 1000 * images[0].std, rtol=1e-4)
 
 
-def test_mean_and_spread_are_those_of_the_draws(scans, tmp_path):
+def test_mean_and_spread_are_those_of_the_draws(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(posterior_volume, "spread_scale", lambda held_out: SpreadScale(1.3, 0.1))
     outputs = reconstruct(_settings(scans, tmp_path / "out", keep_samples=True))
     result = read_reconstruction(outputs[1])
     assert result.samples.shape == (2, 3, 48, 40)
     np.testing.assert_allclose(result.image, result.samples.mean(1), atol=1e-6)
     deviation = np.sqrt((np.abs(result.samples - result.samples.mean(1, keepdims=True)) ** 2).sum(1) / 2)
     record = result.record
-    assert record["spread_scale"] != 1 and record["spread_scale_error"] > 0
-    np.testing.assert_allclose(result.std, record["spread_scale"] * deviation, rtol=1e-4)
+    assert (record["spread_scale"], record["spread_scale_error"]) == (1.3, 0.1)
+    np.testing.assert_allclose(result.std, 1.3 * deviation, rtol=1e-4)
     assert result.std.min() > 0
     assert (record["prior"], record["prior_sha256"]) == ("gaussian", "0" * 64)
     assert (record["samples"], record["nfe"], record["sampler"]) == (3, 8, "default")
