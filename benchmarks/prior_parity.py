@@ -13,7 +13,7 @@ starts the rounds from a fitted Gaussian; `oracle` is the same network trained o
 are calibrated on held-out lines by the same rule. A training that was stopped goes on where it was.
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
-all are measured with the sampler as it is. The run of `solve` was trained while the scans taught from sqrt(2) sigma0 on,
+all are measured with the sampler as it is. Those of `solve` were trained while the scans taught from sqrt(2) sigma0 on,
 half of where they begin to now (docs/method.md, section 8).
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
