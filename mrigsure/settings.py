@@ -163,12 +163,12 @@ class TrainSettings:
         rounds: refinement rounds (expectation-maximisation) after the first stage
         estimate_rounds: rounds at the start whose targets are point estimates, sharp and with too little spread
         round_steps: updates in each round
-        round_scans: scans drawn anew in each round; 0 means all
+        round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
         round_samples: draws kept of each scan
         round_levels: levels of each draw in a round
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
-            the data's noise; draws: draws alone, as expectation-maximisation has it
+            three times the data's noise; draws: draws alone, as expectation-maximisation has it
         measured: of what draws teach, the share that falls on the lines that their scan measured, weighted by their
             density; the rest falls on the whole image, most of which is imputed
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never

@@ -13,6 +13,7 @@ from mrigsure import losses, training
 from mrigsure.archive import open_archive
 from mrigsure.denoiser import load_prior
 from mrigsure.diffusion import GAMMA
+from mrigsure.draws import scans_to_draw, split_scan
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
@@ -189,6 +190,22 @@ def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented
     cut = losses.denoising(nothing, rows.images, scans=rows.scans, **rest)
     full = losses.denoising(nothing, image, scans=whole.scans, **rest)
     torch.testing.assert_close(10 * cut, SIZE * full)
+
+
+def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_scans, tmp_path):
+    """Of the scans drawn in it alone; the energy of k-space is what augmentation leaves."""
+    chosen = settings(tiny_scans, tmp_path / "prior", batch_size=8)
+    archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
+    chains = {i: torch.zeros(1, SIZE, SIZE, dtype=torch.complex64) for i in archive.training}
+    for number in (1, 2):
+        drawn_from = [
+            split_scan(archive.scans[i], chosen.seed, number, i) for i in scans_to_draw(chosen, archive, number)
+        ]
+        assert 1 < len(drawn_from) < len(archive.training)
+        energies = torch.tensor([float(scan.kspace.abs().square().sum()) for scan in drawn_from])
+        noisier = losses.pick_batch(chosen, archive, chains, (number, 0, 0)).noisier
+        for energy in noisier.abs().square().sum((1, 2, 3)):
+            assert (energies / energy - 1).abs().min() < 1e-5
 
 
 def nothing(x, _):
