@@ -326,7 +326,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--round-steps", type=int, default=1000)
     parser.add_argument("--round-levels", type=int, default=20)
-    parser.add_argument("--round-scans", type=int, default=1300)
+    parser.add_argument("--round-scans", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)

@@ -28,16 +28,19 @@ _ABOVE = 1.02  # of sigma0: as near to it as objectives without a split come
 class Drawn:
     """Draws of scans, complex (batch, H, W), and the scans that they are draws of, augmented alike.
 
-    noisier  the k-space that the draws were made from, where it is not the scans' own
+    where the scans teach too
+    others   as many more draws of the same scans
+    noisier  the k-space that the draws were made from
     """
 
     images: Tensor
     scans: ScanBatch
-    noisier: Tensor | None
+    others: Tensor | None = None
+    noisier: Tensor | None = None
 
     def to(self, device) -> "Drawn":
-        noisier = None if self.noisier is None else self.noisier.to(device)
-        return Drawn(self.images.to(device), self.scans.to(device), noisier)
+        others, noisier = (part if part is None else part.to(device) for part in (self.others, self.noisier))
+        return Drawn(self.images.to(device), self.scans.to(device), others, noisier)
 
 
 def pick_batch(
@@ -58,11 +61,17 @@ def pick_batch(
     alike = [i for i in pool if scans.shapes[i] == scans.shapes[first]]
     picks = [alike[pick] for pick in torch.randint(len(alike), (size,), generator=rng).tolist()]
     if refining:
-        which = torch.randint(settings.round_samples, (size,), generator=rng).tolist()
+        count = settings.round_samples
+        which = torch.randint(count, (size,), generator=rng)
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
-        if not by_scans and not settings.measured:
+        if by_scans:
+            apart = torch.randint(1, count, (size,), generator=rng)
+            others = [chains[i][k] for i, k in zip(picks, (which + apart) % count, strict=True)]
+            drawn = _with_split_scans(scans, picks, images, others, (settings.seed, names[0]), rng)
+        elif settings.measured:
+            drawn = _with_scans(scans, picks, images, rng)
+        else:
             return random_crop(augment(torch.stack(images), rng), settings.crop, rng)
-        drawn = _with_scans(scans, picks, images, (settings.seed, names[0]) if by_scans else None, rng)
         return _cropped(drawn, settings.crop, rng)
     if settings.objective == "supervised":
         return random_crop(augment(torch.stack([scans[i].target for i in picks]), rng), settings.crop, rng)
@@ -95,7 +104,8 @@ def scan_losses(
         if drawn.noisier is None:
             loss = denoising(denoise, drawn.images, sigma, noise, **options)
         else:
-            loss = completed(denoise, drawn.images, sigma, noise, noisier=drawn.noisier, **options)
+            options |= {"other": drawn.others, "noisier": drawn.noisier}
+            loss = completed(denoise, drawn.images, sigma, noise, **options)
     else:
         lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
@@ -105,16 +115,24 @@ def scan_losses(
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 
-def _with_scans(scans, picks, images, split, rng):
-    """The draws with their scans, each turned by chance; of a split (seed, round) also with the noisier half."""
+def _with_scans(scans, picks, images, rng):
+    """The draws with their scans, each turned by chance."""
+    turned = [Turn.random(rng)(replace(scans[i], target=image)) for i, image in zip(picks, images, strict=True)]
+    return Drawn(_targets(turned), collate(turned))
+
+
+def _with_split_scans(scans, picks, images, others, split, rng):
+    """Two draws of each, with their scans and, of the split (seed, round), the noisier half, turned alike."""
     turned, noisier = [], []
-    for index, image in zip(picks, images, strict=True):
-        turn = Turn.random(rng)
-        turned.append(turn(replace(scans[index], target=image)))
-        if split is not None:
-            noisier.append(turn(split_scan(scans[index], *split, index)))
-    batch = collate(turned)
-    return Drawn(torch.stack([scan.target for scan in turned]), batch, collate(noisier).kspace if noisier else None)
+    for index, image, other in zip(picks, images, others, strict=True):
+        turn, scan = Turn.random(rng), scans[index]
+        turned.append(turn(replace(scan, target=image)))
+        noisier.append(turn(replace(split_scan(scan, *split, index), target=other)))
+    return Drawn(_targets(turned), collate(turned), _targets(noisier), collate(noisier).kspace)
+
+
+def _targets(scans):
+    return torch.stack([scan.target for scan in scans])
 
 
 def _cropped(drawn: Drawn, side: int, rng: torch.Generator) -> Drawn:
@@ -128,8 +146,10 @@ def _cropped(drawn: Drawn, side: int, rng: torch.Generator) -> Drawn:
         return fft1c(ifft1c(kspace, -2).narrow(-2, start, side), -2)
 
     parts = {key: getattr(scans, key).narrow(-2, start, side) for key in ("mask", "sens_maps", "density")}
-    noisier = None if drawn.noisier is None else rows(drawn.noisier)
-    return Drawn(drawn.images.narrow(1, start, side), replace(scans, kspace=rows(scans.kspace), **parts), noisier)
+    cut = Drawn(drawn.images.narrow(1, start, side), replace(scans, kspace=rows(scans.kspace), **parts))
+    if drawn.noisier is None:
+        return cut
+    return replace(cut, others=drawn.others.narrow(1, start, side), noisier=rows(drawn.noisier))
 
 
 def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     split_gsure   || W M (F S f(x_sigma) - y~) ||^2, no divergence; with held-out lines (docs/method.md, 3 and 5)
     gsure         || W M (F S f(x_sigma) - y) ||^2 + 2 sigma0^2 div (Kawar et al., arXiv 2305.13128; section 2)
-    completed     || W M (F S f(x_sigma) - y~) ||^2, what draws lack in x_sigma's solve filled in by them (section 6)
+    completed     || W M (F S (f(x_sigma) - x' + x'') - y~) ||^2, a draw x' filling in what x_sigma's solve lacks (6)
     denoising     || f(x + sigma w) - x ||^2, for draws below the data's noise, and for the clean images of an oracle
 
 `denoise(x, sigma)` maps complex (batch, H, W) and (batch,) to complex (batch, H, W).
@@ -98,16 +98,21 @@ def completed(
     sigma: Tensor,
     generator: torch.Generator,
     *,
+    other: Tensor,
     scans: ScanBatch,
     noisier: Tensor,
     measured: float,
 ) -> Tensor:
     """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws.
 
+    The input knows of the draw what the scan cannot teach, as it is not in x. So the target is y~ + A (image - other):
+    x - other is as likely as other - x given the input, if the draws are right, and the image is what the input is of.
+
     Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
     modes are mostly the draws', whose smoothness the network then takes for that of images.
 
     image    complex (batch, H, W), draws given `noisier` alone
+    other    complex (batch, H, W), as many more, independent of `image` given `noisier`
     noisier  complex (batch, coil, H, W), of the `scans` with more noise (diffusion.noisier_scan)
     """
     lowest = DRAWS_ALONE * lowest_solve_sigma(scans.sigma0)
@@ -118,7 +123,8 @@ def completed(
     kspace = scans.operator.coil_kspace(output)
     of_draws = _on_sampled(scans, kspace - scans.operator.coil_kspace(image))
     everywhere = (output - image).abs().square().mean((1, 2)) / 2
-    of_scans = _on_sampled(scans, kspace - independent_kspace(scans.kspace, noisier))
+    target = independent_kspace(scans.kspace, noisier) + scans.operator.coil_kspace(image - other)
+    of_scans = _on_sampled(scans, kspace - target)
     return torch.where(below, (1 - measured) * everywhere + measured * of_draws, of_scans)
 
 

@@ -37,7 +37,7 @@ class EStep:
 
     denoise       the current prior
     spread        of R, calibrated
-    estimates     point estimates in place of draws
+    estimates     a point estimate in place of draws, which are all the same then
     sharp         draws whose detail is a point estimate's, and smoother: SHARP_SIGMA
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
@@ -66,13 +66,13 @@ class EStep:
         chains  scan index -> complex64 (samples, H, W) on the CPU, changed in place
         The draws depend on the seed, the round and the scans' order alone.
         """
-        done = 0
-        for part in _batches(scans, indices, chains, max(1, self.batch_size // self.samples), self.share):
+        repeats, done = 1 if self.estimates else self.samples, 0
+        for part in _batches(scans, indices, chains, max(1, self.batch_size // repeats), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
-            batch = collate([scans[i] for i in part for _ in range(self.samples)]).to(self.device)
+            batch = collate([scans[i] for i in part for _ in range(repeats)]).to(self.device)
             state, sigmas = None, draw_levels(self.levels, self.sigma_min, self.sigma_max)
             if part[0] in chains:
-                current = torch.cat([chains[i] for i in part]).to(self.device)
+                current = torch.cat([chains[i][:repeats] for i in part]).to(self.device)
                 state = current + RESTART_SIGMA * complex_noise(current.shape, rng)
                 sigmas = draw_levels(self.levels, self.sigma_min, RESTART_SIGMA)
             elif self.estimates:
@@ -81,8 +81,8 @@ class EStep:
             quiet = math.inf if self.estimates else SHARP_SIGMA if self.sharp else 0.0
             options = {"spread": self.spread, "quiet_sigma": quiet, "generator": rng, "start": state}
             drawn = draw(self._sharper if self.sharp else self.denoise, batch, sigmas, **options)
-            for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), self.samples)), strict=True):
-                chains[index] = images.clone()
+            for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), repeats)), strict=True):
+                chains[index] = images.expand(self.samples, -1, -1).clone()
             done += len(part)
             yield done
 

@@ -8,6 +8,7 @@ import torch
 
 from mrigsure.diffusion import GAMMA, diffuse_adjoint, lowest_solve_sigma, perturb_and_solve
 from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.gaussian import GaussianPrior
 from mrigsure.objectives import DRAWS_ALONE, completed, denoising, gsure, line_weights, split_gsure
 from mrigsure.operators import SenseOperator
 from mrigsure.scan import ScanBatch, kept_lines
@@ -16,7 +17,7 @@ from mrigsure.seeds import complex_noise, generator
 SIZE, COILS, SIGMA0, P = 8, 4, 0.3, 0.5
 
 
-def scans(count, seed):
+def scans(count, seed, sigma0=SIGMA0):
     """Noisy undersampled scans of random images: fresh mask and noise for each, p = 1 on two lines, P on the others."""
     rng = generator(seed, "scans")
     maps = complex_noise((1, COILS, SIZE, SIZE), generator(0, "maps"))
@@ -26,9 +27,9 @@ def scans(count, seed):
     mask = (torch.rand(count, 1, 1, SIZE, generator=rng) < density).float().expand(-1, 1, SIZE, SIZE)
     image = complex_noise((count, SIZE, SIZE), rng)
     operator = SenseOperator(mask, maps)
-    kspace = operator.forward(image) + SIGMA0 * mask * complex_noise((count, COILS, SIZE, SIZE), rng)
+    kspace = operator.forward(image) + sigma0 * mask * complex_noise((count, COILS, SIZE, SIZE), rng)
     density = density.expand(count, 1, SIZE, SIZE)
-    return image, ScanBatch(kspace, mask, maps, density, torch.full((count,), SIGMA0))
+    return image, ScanBatch(kspace, mask, maps, density, torch.full((count,), sigma0))
 
 
 class Curved(torch.nn.Module):
@@ -176,7 +177,7 @@ def _along_lines(x, gain):
 
 def noisier(batch, seed):
     noise = complex_noise(batch.kspace.shape, generator(seed, "noisier"))
-    return batch.kspace + (GAMMA - 1) ** 0.5 * SIGMA0 * batch.mask * noise
+    return batch.kspace + ((GAMMA - 1) ** 0.5 * batch.sigma0[:, None, None, None]) * batch.mask * noise
 
 
 def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
@@ -187,15 +188,41 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     assert sigma[0] > DRAWS_ALONE * lowest_solve_sigma(SIGMA0)
     denoisers = Curved(), lambda x, _: 0.4 * x + 0.2 * x.roll(1, -2)
     more = noisier(batch, 12)
-    losses = [
-        completed(f, image, sigma, generator(13), scans=batch, noisier=more, measured=0.75).detach() for f in denoisers
-    ]
+    options = {"other": image, "scans": batch, "noisier": more, "measured": 0.75}
+    losses = [completed(f, image, sigma, generator(13), **options).detach() for f in denoisers]
     noisy = image + complex_noise(image.shape, generator(14))
     risks = [(f(noisy, None).detach() - image).abs().square().mean((1, 2)) / 2 for f in denoisers]
     difference = (losses[0] - losses[1]) - (risks[0] - risks[1])
     assert abs(float(difference.mean() / (difference.std() / count**0.5))) < 3.5
     gap = risks[0] - risks[1]
     assert abs(float(gap.mean() / (difference.std() / count**0.5))) > 10, "or their agreement would mean nothing"
+
+
+def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers():
+    """White images, whose posterior draws and whose denoiser are known. Without the other draw it would be smaller:
+    what the input knows of the draw alone does not help to find what the scan measured."""
+    count = 24000
+    _, batch = scans(count, 18, sigma0=0.4)
+    sigma = torch.full((count,), 1.15)
+    more = noisier(batch, 19)
+    prior = GaussianPrior(torch.ones(4))
+    drawn_from = replace(batch, kspace=more, sigma0=GAMMA**0.5 * batch.sigma0)
+    draws = [prior.draw(drawn_from, generator(20 + k)) for k in range(2)]
+    best = 1 / (1 + sigma[0] ** 2)
+
+    def slope(other):
+        losses = [
+            completed(
+                lambda x, _, gain=gain: gain * x, draws[0], sigma, generator(22),
+                other=other, scans=batch, noisier=more, measured=0.75,
+            )
+            for gain in (best - 0.02, best + 0.02)
+        ]  # fmt: skip
+        change = losses[1] - losses[0]
+        return float(change.mean() / (change.std() / count**0.5))
+
+    assert abs(slope(draws[1])) < 3.5
+    assert slope(draws[0]) > 8, "or the first would mean nothing"
 
 
 def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
@@ -211,8 +238,9 @@ def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
 
     for level, taught_by_draws in ((0.9 * least, True), (1.1 * least, False)):
         sigma = torch.full((count,), level)
-        one, other = (completed(nothing, draws, sigma, generator(17), **options) for draws in (image, 2 * image))
-        assert torch.equal(one, other) != taught_by_draws
+        one, two = (completed(nothing, x, sigma, generator(17), other=x, **options) for x in (image, 2 * image))
+        assert torch.equal(one, two) != taught_by_draws
     sigma = torch.full((count,), 0.9 * least)
     as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
-    torch.testing.assert_close(completed(nothing, image, sigma, generator(17), **options), as_denoising)
+    whole = completed(nothing, image, sigma, generator(17), other=2 * image, **options)
+    torch.testing.assert_close(whole, as_denoising)

@@ -172,11 +172,12 @@ def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_p
 def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented_alike(tiny_scans, tmp_path):
     chosen = settings(tiny_scans, tmp_path / "prior", measured=0.5, batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
-    chains = {i: archive.scans[i].target[None] for i in archive.training}
+    chains = {i: torch.stack([archive.scans[i].target] * 2) for i in archive.training}
     whole = losses.pick_batch(chosen, archive, chains, (1, 0, 0))
     rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, (1, 0, 0))
     assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
     for drawn in (whole, rows):
+        assert torch.equal(drawn.images, drawn.others), "the other draw is turned and cut with them"
         for kspace, variance in ((drawn.scans.kspace, 1), (drawn.noisier, GAMMA)):
             error = drawn.scans.mask * (drawn.scans.operator.coil_kspace(drawn.images) - kspace)
             noise = 2 * variance * NOISE**2 * drawn.scans.mask.sum() * kspace.shape[1]
@@ -196,16 +197,29 @@ def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_
     """Of the scans drawn in it alone; the energy of k-space is what augmentation leaves."""
     chosen = settings(tiny_scans, tmp_path / "prior", batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
-    chains = {i: torch.zeros(1, SIZE, SIZE, dtype=torch.complex64) for i in archive.training}
+    chains = {
+        i: torch.stack([(2 * i + k) * torch.ones(SIZE, SIZE, dtype=torch.complex64) for k in (1, 2)])
+        for i in archive.training
+    }
     for number in (1, 2):
         drawn_from = [
             split_scan(archive.scans[i], chosen.seed, number, i) for i in scans_to_draw(chosen, archive, number)
         ]
         assert 1 < len(drawn_from) < len(archive.training)
         energies = torch.tensor([float(scan.kspace.abs().square().sum()) for scan in drawn_from])
-        noisier = losses.pick_batch(chosen, archive, chains, (number, 0, 0)).noisier
-        for energy in noisier.abs().square().sum((1, 2, 3)):
+        drawn = losses.pick_batch(chosen, archive, chains, (number, 0, 0))
+        for energy in drawn.noisier.abs().square().sum((1, 2, 3)):
             assert (energies / energy - 1).abs().min() < 1e-5
+        pairs = torch.stack([drawn.images, drawn.others], 1).abs().mean((2, 3)).round().int() - 1
+        assert (pairs // 2 == pairs[:, :1] // 2).all(), "two draws of one scan"
+        assert (pairs[:, 0] != pairs[:, 1]).all() and 0 < (pairs[:, 0] % 2).sum() < len(pairs), "each in either place"
+
+
+def test_rounds_that_the_scans_teach_take_two_draws_of_each_or_say_so(tiny_scans, tmp_path):
+    with pytest.raises(InputError, match="--round-samples: found 1; expected 2 or more"):
+        settings(tiny_scans, tmp_path, rounds=2, round_samples=1)
+    for options in ({"rounds": 2, "targets": "draws"}, {"rounds": 1, "estimate_rounds": 1}, {"rounds": 0}):
+        settings(tiny_scans, tmp_path, round_samples=1, **options)
 
 
 def nothing(x, _):
@@ -305,6 +319,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     def update(step, scans, indices, chains):
         seen.append((step.estimates, step.sharp, isinstance(scans, ScanSet), bool(chains)))
         yield from plain(step, scans, indices, chains)
+        assert all(len(chains[i]) == 2 and torch.equal(*chains[i]) == step.estimates for i in indices)
         if step.estimates:
             chains |= {index: 0.3 * chains[index] for index in indices}
 
