@@ -27,6 +27,7 @@ from mrigsure.seeds import complex_noise
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _LEAST_Q = 0.05  # 1/q is clipped there
 DRAWS_ALONE = 2.0  # times the lowest level of a solve: below it draws are the targets (docs/method.md, section 8)
+CORRECTED = 0.3  # of y~ - A x'' that corrects them there: all of it would bring more noise than it is worth
 
 
 def split_gsure(
@@ -103,13 +104,14 @@ def completed(
     noisier: Tensor,
     measured: float,
 ) -> Tensor:
-    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws.
+    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws, corrected by the scans.
 
-    The input knows of the draw what the scan cannot teach, as it is not in x. So the target is y~ + A (image - other):
+    The input knows of the draw what the scan cannot teach, as it is not in x. So the target is A image + y~ - A other:
     x - other is as likely as other - x given the input, if the draws are right, and the image is what the input is of.
 
     Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
-    modes are mostly the draws', whose smoothness the network then takes for that of images.
+    modes are mostly the draws', whose smoothness the network then takes for that of images. There the noisy draw itself
+    is the input, and the share CORRECTED of y~ - A other is added to its samples.
 
     image    complex (batch, H, W), draws given `noisier` alone
     other    complex (batch, H, W), as many more, independent of `image` given `noisier`
@@ -119,13 +121,12 @@ def completed(
     below = sigma < lowest
     solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
     noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)
-    output = denoise(torch.where(below[:, None, None], noisy, solved), sigma)
-    kspace = scans.operator.coil_kspace(output)
-    of_draws = _on_sampled(scans, kspace - scans.operator.coil_kspace(image))
-    everywhere = (output - image).abs().square().mean((1, 2)) / 2
-    target = independent_kspace(scans.kspace, noisier) + scans.operator.coil_kspace(image - other)
-    of_scans = _on_sampled(scans, kspace - target)
-    return torch.where(below, (1 - measured) * everywhere + measured * of_draws, of_scans)
+    error = denoise(torch.where(below[:, None, None], noisy, solved), sigma) - image
+    share = torch.where(below, CORRECTED, 1.0)[:, None, None]
+    corrected = scans.operator.coil_kspace(error + share * other)
+    sampled = _on_sampled(scans, corrected - share[:, None] * independent_kspace(scans.kspace, noisier))
+    everywhere = error.abs().square().mean((1, 2)) / 2
+    return torch.where(below, (1 - measured) * everywhere + measured * sampled, sampled)
 
 
 def _on_sampled(scans, error):

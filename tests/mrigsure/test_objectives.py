@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mrigsure import objectives
 from mrigsure.diffusion import GAMMA, diffuse_adjoint, lowest_solve_sigma, perturb_and_solve
 from mrigsure.fourier import fft2c, ifft2c
 from mrigsure.gaussian import GaussianPrior
@@ -198,34 +199,59 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     assert abs(float(gap.mean() / (difference.std() / count**0.5))) > 10, "or their agreement would mean nothing"
 
 
-def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers():
+def gaussian_draws(batch, more, power, count=2):
+    """Exact posterior draws of white images of this power, given the noisier k-space."""
+    drawn_from = replace(batch, kspace=more, sigma0=GAMMA**0.5 * batch.sigma0)
+    return [GaussianPrior(torch.full((4,), power)).draw(drawn_from, generator(20 + k)) for k in range(count)]
+
+
+@pytest.mark.parametrize("level", [1.15, 0.6])
+def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
     """White images, whose posterior draws and whose denoiser are known. Without the other draw it would be smaller:
     what the input knows of the draw alone does not help to find what the scan measured."""
-    count = 24000
-    _, batch = scans(count, 18, sigma0=0.4)
-    sigma = torch.full((count,), 1.15)
+    _, batch = scans(24000, 18, sigma0=0.4)
     more = noisier(batch, 19)
-    prior = GaussianPrior(torch.ones(4))
-    drawn_from = replace(batch, kspace=more, sigma0=GAMMA**0.5 * batch.sigma0)
-    draws = [prior.draw(drawn_from, generator(20 + k)) for k in range(2)]
-    best = 1 / (1 + sigma[0] ** 2)
+    draws = gaussian_draws(batch, more, 1.0)
+    sigma, best = torch.full_like(batch.sigma0, level), 1 / (1 + level**2)
+    assert (level > 1) == (level > DRAWS_ALONE * lowest_solve_sigma(0.4))
 
     def slope(other):
+        options = {"other": other, "scans": batch, "noisier": more, "measured": 0.75}
         losses = [
-            completed(
-                lambda x, _, gain=gain: gain * x, draws[0], sigma, generator(22),
-                other=other, scans=batch, noisier=more, measured=0.75,
-            )
-            for gain in (best - 0.02, best + 0.02)
-        ]  # fmt: skip
+            completed(lambda x, _, g=best + step: g * x, draws[0], sigma, generator(22), **options)
+            for step in (-0.02, 0.02)
+        ]
         change = losses[1] - losses[0]
-        return float(change.mean() / (change.std() / count**0.5))
+        return float(change.mean() / (change.std() / len(change) ** 0.5))
 
     assert abs(slope(draws[1])) < 3.5
     assert slope(draws[0]) > 8, "or the first would mean nothing"
 
 
-def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
+def test_at_low_sigma_the_scans_bring_the_network_nearer_than_draws_of_a_wrong_prior(monkeypatch):
+    """White images of power 1, draws of a prior of power 0.3: the best gain of each."""
+    level = 0.6
+    _, batch = scans(12000, 23, sigma0=0.4)
+    more = noisier(batch, 24)
+    draws = gaussian_draws(batch, more, 0.3)
+    sigma = torch.full_like(batch.sigma0, level)
+    options = {"other": draws[1], "scans": batch, "noisier": more, "measured": 1.0}
+
+    def best():
+        low, middle, high = (
+            float(completed(lambda x, _, g=g: g * x, draws[0], sigma, generator(25), **options).mean())
+            for g in (0.0, 0.5, 1.0)
+        )
+        return 0.5 + 0.25 * (low - high) / (low + high - 2 * middle)
+
+    corrected = best()
+    monkeypatch.setattr(objectives, "CORRECTED", 0.0)
+    alone = best()
+    truth = 1 / (1 + level**2)
+    assert alone + 0.05 < corrected < truth
+
+
+def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma(monkeypatch):
     """The noise and what is sampled held fixed: other draws change the target below that level alone."""
     count = 64
     image, batch = scans(count, 15)
@@ -240,6 +266,7 @@ def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
         sigma = torch.full((count,), level)
         one, two = (completed(nothing, x, sigma, generator(17), other=x, **options) for x in (image, 2 * image))
         assert torch.equal(one, two) != taught_by_draws
+    monkeypatch.setattr(objectives, "CORRECTED", 0.0)
     sigma = torch.full((count,), 0.9 * least)
     as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
     whole = completed(nothing, image, sigma, generator(17), other=2 * image, **options)
