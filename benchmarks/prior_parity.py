@@ -58,7 +58,7 @@ ARMS = {
     "split": {"objective": "split", "input": "adjoint"},
     "heldout": {"objective": "heldout", "input": "adjoint"},
     "solve": {"objective": "heldout", "input": "solve"},
-    "draws": {"objective": "heldout", "input": "solve", "targets": "draws"},
+    "draws": {"objective": "heldout", "input": "solve", "targets": "draws", "round_samples": 1},
     "gaussian": {"start": "gaussian"},
     "oracle": {"objective": "supervised"},
     "oracle500": {"objective": "supervised"},

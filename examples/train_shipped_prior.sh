@@ -2,8 +2,9 @@
 # The prior that ships in mrigsure/data/prior, from nothing: about four hours on one core.
 # Every scan is simulated undersampled and noisy; the targets that the parity bench keeps are never read in training.
 # A run that was stopped goes on. The prior that ships went through these stages with the versions of their day: seven
-# rounds were drawn with 8 levels, and the stages before the rounds that scans teach learned at full resolution alone
-# once they were compiled (CHANGELOG.md). training.json has every stage's settings and figures.
+# rounds were drawn with 8 levels, the stages before the rounds that scans teach learned at full resolution alone once
+# they were compiled, and those rounds had no second draw (CHANGELOG.md). training.json has every stage's settings and
+# figures.
 set -euo pipefail
 out=${1:?usage: train_shipped_prior.sh FOLDER}
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,14 +13,14 @@ training="--steps 0 --threads 1 --resume --keep-rounds --compile"
 # 64 x 64, 2,000 scans at R = 4: a first stage and seven rounds, then two rounds of point estimates
 python "$here/benchmarks/prior_parity.py" --run draws --work "$out/parity" --steps 1500 --rounds 7 --round-steps 1000 --round-levels 16 --round-scans 0 --decay 0 --slices 2 --measure 7
 mrigsure train "$out/parity/phantom-R4" --out "$out/prior64" --init-from "$out/parity/phantom-draws-R4-seed0/round_7" --rounds 2 \
-    --estimate-rounds 2 --round-steps 800 --round-scans 1000 --round-levels 16 --decay 0 --validation 0.02 --targets draws $training
+    --estimate-rounds 2 --round-steps 800 --round-scans 1000 --round-levels 16 --decay 0 --validation 0.02 --targets draws --round-samples 1 $training
 
 # 128 x 128, 800 scans: a round of point estimates, a round of draws, both learning from 64 rows at a time
 [ -d "$out/prepared128" ] || mrigsure simulate "$out/raw128" --volumes 400 --slices 2 --matrix 128 --acceleration 3 4 5 \
     --center-fraction 0.1 --pattern random gaussian --coils 8 14 --noise 0.03 0.06 --seed 5
 mrigsure prepare "$out/raw128" "$out/prepared128"
 mrigsure train "$out/prepared128" --out "$out/prior128" --init-from "$out/prior64" --rounds 2 --estimate-rounds 1 --round-steps 1500 \
-    --round-scans 120 --round-levels 16 --crop 64 --batch-size 4 --ema 0.998 --decay 0.5 --validation 0.04 --validation-scans 4 --targets draws $training
+    --round-scans 120 --round-levels 16 --crop 64 --batch-size 4 --ema 0.998 --decay 0.5 --validation 0.04 --validation-scans 4 --targets draws --round-samples 1 $training
 
 # six rounds that the scans teach
 at128="--estimate-rounds 0 --crop 64 --batch-size 4 --ema 0.998 --validation 0.04 --validation-scans 8"
