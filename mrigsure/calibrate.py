@@ -36,6 +36,7 @@ def calibrate_spread(
     match: Literal["z2", "power"] = "z2",
     start: tuple[float, ...] = NEUTRAL,
     iterations: int = 4,
+    judged: Sequence[Scan] = (),
     device="cpu",
 ) -> tuple[tuple[float, ...], HeldOutFigures]:
     """The factor on R per band, and the figures that it gave.
@@ -46,6 +47,7 @@ def calibrate_spread(
     scans   scans that training did not use
     sigmas  the levels of the draws
     start   the factors to begin with, one per band
+    judged  scans whose figures are given instead of those of `scans`
     """
     bands, tried = start, []
     for _ in range(iterations):
@@ -54,6 +56,8 @@ def calibrate_spread(
         needed = figures.spread_needed if match == "z2" else figures.power_needed
         bands = tuple(min(max(band, _LEAST), _MOST) for band in _corrected(bands, figures, needed))
     _, bands, figures = min(tried, key=lambda entry: entry[0])
+    if judged:
+        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
     return bands, figures
 
 

@@ -184,8 +184,8 @@ class TrainSettings:
         keep_rounds: keep the prior of every round, in round_0, round_1, ... inside the prior's folder
         crop: side of random crops that the rounds train on; 0 means whole images
         validation: share of the files held apart for the truth-free figures
-        validation_scans: scans measured for those figures, and on which the spread of draws is calibrated; of 4 it was
-            off by up to a factor of 5 in a band
+        validation_scans: scans on which the spread of draws is calibrated; of 4 it was off by up to a factor of 5 in a
+            band. The figures are of three times as many, if so many are held apart
         checkpoint_minutes: minutes between checkpoints
         seconds: stop after this wall-clock time and finish cleanly; 0 means no limit
         resume: go on from the checkpoint in the prior's folder

@@ -47,6 +47,7 @@ _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
 _CALIBRATION_LEVELS = 20  # those of a reconstruction at 30 evaluations
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
+_JUDGED = 3  # times validation_scans: the energy of 16 scans hardly follows the true error from round to round
 _POWER_LOSS = 0.98  # a collapsed band's power, over what it was before the round, below which the round is to blame
 _PICTURES, _PICTURE_LEVELS = 4, 20
 
@@ -257,9 +258,15 @@ class Trainer:
 
     @cached_property
     def _scans_for_figures(self):
+        return self._held_apart(self.settings.validation_scans)
+
+    @cached_property
+    def _scans_to_judge(self):
+        return self._held_apart(_JUDGED * self.settings.validation_scans)
+
+    def _held_apart(self, count):
         pool = self.archive.validation
-        stride = max(1, len(pool) // self.settings.validation_scans)
-        return [self.archive.scans[i] for i in pool[::stride][: self.settings.validation_scans]]
+        return [self.archive.scans[i] for i in pool[:: max(1, len(pool) // count)][:count]]
 
     def _validate(self):
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""
@@ -278,7 +285,7 @@ class Trainer:
 
     def _judge(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
-        self.bands, figures = self._calibrated("z2", self.bands)
+        self.bands, figures = self._calibrated("z2", self.bands, judged=self._scans_to_judge)
         drawn = figures
         if self.settings.rounds:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
@@ -316,7 +323,7 @@ class Trainer:
             "bands": list(self.bands),
         }
 
-    def _calibrated(self, match, start):
+    def _calibrated(self, match, start, judged=()):
         return from_main(
             self.accelerator,
             lambda: calibrate_spread(
@@ -326,6 +333,7 @@ class Trainer:
                 seed=self.settings.seed,
                 match=match,
                 start=start,
+                judged=judged,
                 device=self.device,
             ),
         )

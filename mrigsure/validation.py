@@ -6,7 +6,8 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
     residual  (sum |y - m|^2 - 2 sigma0^2 - v/K) / (sum |y|^2 - 2 sigma0^2), the error of the mean of endlessly many
               draws: noise taken off, and what so few draws add
     z2        sum |y - m|^2 / sum (2 sigma0^2 + v (1 + 1/K)), 1 where the spread is right
-    energy    the energy score of the predictive distribution, relative to |y|
+    energy    the energy score of the predictive distribution per radial band, relative to |y| there, and the bands'
+              mean: of all samples at once it is that of the few strongest, and hardly follows the true error
     power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
 """
 
@@ -79,7 +80,7 @@ def held_out_figures(
     """
     names = ("error", "noise", "variance", "data", "drawn", "points")
     sums = {name: torch.zeros(BANDS, dtype=torch.float64) for name in names}
-    energy, length = 0.0, 0.0
+    score, norm = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
     for start in range(0, len(scans), chunk):
         for group in _by_shape(scans[start : start + chunk]):
             rng = generator(seed, "held out", start, *group[0].shape)
@@ -103,11 +104,11 @@ def held_out_figures(
                 "drawn": predicted.abs().square().mean(0),
                 "points": (live / live.sum(1, keepdim=True)).expand_as(variance),
             }
-            bands = radial_bands(group[0].shape, BANDS, device).expand_as(held)[held]
+            index = radial_bands(group[0].shape, BANDS, device).expand_as(held)
             for name, value in terms.items():
-                sums[name] += torch.bincount(bands, value[held].double(), minlength=BANDS).cpu()
-            score, norm = _energy(full.kspace, predicted, noise, held, rng_device)
-            energy, length = energy + score, length + norm
+                sums[name] += torch.bincount(index[held], value[held].double(), minlength=BANDS).cpu()
+            scores, norms = _energy(full.kspace, predicted, noise, held, index, rng_device)
+            score, norm = score + scores, norm + norms
     if not sums["noise"].sum():
         raise ValueError("no scan has a line that may be held out")
     total = {name: float(value.sum()) for name, value in sums.items()}
@@ -122,7 +123,7 @@ def held_out_figures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
         / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
-        energy=energy / max(length, 1e-12),
+        energy=float((score / norm)[norm > 0].mean()),
         power=tuple(
             value if relative is not None and relative > _LEAST_SIGNAL else None
             for value, relative in zip(per_band(sums["drawn"], signal), per_band(signal, sums["noise"]), strict=True)
@@ -146,14 +147,18 @@ def _by_shape(scans):
     return groups.values()
 
 
-def _energy(kspace, predicted, noise, held, rng):
-    """Sum over scans of mean ||Y_i - y|| - 1/2 mean ||Y_i - Y_j||, Y the draws with measurement noise; and of ||y||."""
+def _energy(kspace, predicted, noise, held, index, rng):
+    """Per band, sums over scans: of mean ||Y_i - y|| - 1/2 mean ||Y_i - Y_j||, Y noisy draws, and of ||y||."""
 
     def norms(difference):
-        return (difference.abs().square() * held).flatten(1).sum(1).sqrt()
+        power = [
+            torch.bincount(i[h], d[h].abs().square().double(), minlength=BANDS)
+            for d, h, i in zip(difference, held, index, strict=True)
+        ]
+        return torch.stack(power).sqrt().sum(0).cpu()
 
     samples = [p + (noise / 2).sqrt() * complex_noise(p.shape, rng) for p in predicted]
     to_data = sum(norms(s - kspace) for s in samples) / len(samples)
     pairs = [norms(a - b) for i, a in enumerate(samples) for b in samples[:i]]
     between = sum(pairs) / max(len(pairs), 1)
-    return float((to_data - between / 2).sum()), float(norms(kspace).sum())
+    return to_data - between / 2, norms(kspace)
