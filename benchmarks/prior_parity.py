@@ -134,20 +134,23 @@ def archive(folder, bench, count, rates):
     return folder
 
 
-def calibrated(prior: Prior, scans, seed) -> Prior:
-    """With the spread calibrated on the scans that training held apart, for the sampler and levels of `measure`."""
+def held_apart(scans, seed) -> list[Scan]:
+    """The scans that training did not use."""
     archive = open_archive([str(scans)], VALIDATION, seed)
-    pool = archive.validation
-    chosen = [archive.scans[i] for i in pool[:: max(1, len(pool) // VALIDATION_SCANS)][:VALIDATION_SCANS]]
+    return [archive.scans[i] for i in archive.validation]
+
+
+def calibrated(prior: Prior, apart: list[Scan], seed) -> Prior:
+    """With the spread calibrated on some of the scans held apart, for the sampler and levels of `measure`."""
+    chosen = apart[:: max(1, len(apart) // VALIDATION_SCANS)][:VALIDATION_SCANS]
     return calibrated_on(prior, chosen, LEVELS, seed)
 
 
-def without_truth(prior: Prior, scans, seed) -> dict:
-    """Figures of every scan that training held apart, as training chooses its prior by."""
-    archive = open_archive([str(scans)], VALIDATION, seed)
+def without_truth(prior: Prior, apart: list[Scan], seed) -> dict:
+    """Figures of all scans held apart, as training chooses its prior by."""
     figures = held_out_figures(
         prior.denoise,
-        [archive.scans[i] for i in archive.validation],
+        apart,
         draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max),
         spread=PixelSpectrumSpread(prior.config.spread),
         seed=seed,
@@ -230,12 +233,13 @@ def run(options):
         **ARMS[options.arm],
     )
     train(settings)
+    apart = held_apart(scans, options.seed)
     for number in [0] if oracle else options.measure:
         folder = work / name / (f"round_{number}")
         if folder.is_dir():
-            prior = calibrated(load_prior(folder, precision="bf16"), scans, options.seed)
+            prior = calibrated(load_prior(folder, precision="bf16"), apart, options.seed)
             row = measure(prior, options.bench, options.test_rates, options.slices)
-            row["without_truth"] = without_truth(prior, scans, options.seed)
+            row["without_truth"] = without_truth(prior, apart, options.seed)
             row["settings"] = {k: v for k, v in vars(options).items() if k not in ("work", "quick", "compile")}
             yield f"{name}-round{number}", row
 

@@ -262,7 +262,9 @@ class Trainer:
 
     @cached_property
     def _scans_to_judge(self):
-        return self._held_apart(_JUDGED * self.settings.validation_scans)
+        """Nothing where no more are held apart than the spread is calibrated on: its figures are theirs then."""
+        more = self._held_apart(_JUDGED * self.settings.validation_scans)
+        return more if len(more) > len(self._scans_for_figures) else ()
 
     def _held_apart(self, count):
         pool = self.archive.validation

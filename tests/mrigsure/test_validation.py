@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from mrigsure import validation
 from mrigsure.calibrate import calibrate_spread
-from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.fourier import fft2c, ifft2c, radius
 from mrigsure.phantoms import coil_maps
 from mrigsure.posterior import PixelSpectrumSpread, draw_levels
 from mrigsure.scan import Scan
@@ -67,6 +68,19 @@ def test_a_collapsed_prior_is_seen():
     assert bad.z2 > 2
     assert bad.energy > 1.1 * good.energy
     assert bad.collapsed()
+
+
+def test_the_energy_counts_every_band_alike(monkeypatch):
+    """Draws that lose the outer half of the bands, where a ten-thousandth of the power is, miss all of those bands."""
+    inner = (radius((SIZE, SIZE)) < 0.5).float()
+    kspace = (99 * inner + 1) * complex_noise((1, SIZE, SIZE), generator(0, "steep"))
+    plane = torch.ones(SIZE, SIZE)
+    scan = Scan(kspace, plane, plane[None] + 0j, 0.5 * plane, 1e-3)
+    monkeypatch.setattr(validation, "draw", lambda *_, **__: ifft2c(inner * kspace))
+    found = held_out_figures(denoise, [scan], SIGMAS, spread=None, seed=0, fraction=0.8)
+    assert found.residual < 0.01, "which counts by power"
+    assert None not in found.held_out, "every band has lines that are held out"
+    assert found.energy == pytest.approx(0.5, abs=0.01)
 
 
 def test_figures_do_not_depend_on_coils_that_only_fill_up_a_batch():
