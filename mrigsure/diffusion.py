@@ -15,6 +15,7 @@ from mrigsure.scan import Scan
 from mrigsure.seeds import complex_noise
 
 GAMMA = 2.0  # 4 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
+LOG_SIGMA = -1.5, 1.5  # mean and deviation of the training levels' logarithm
 C_MIN = 0.006  # floor of mu / (1 + mu)^2, which bounds the condition of the solve
 
 
@@ -26,8 +27,8 @@ def sigma_schedule(levels: int, sigma_max: float, sigma_min: float, rho: float =
 
 
 def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
-    """Training noise levels, one per entry of `low`: ln sigma ~ N(-1, 1.3^2), truncated to [low, high]."""
-    normal = torch.distributions.Normal(-1.0, 1.3)
+    """Training noise levels, one per entry of `low`: ln sigma ~ N(-1.5, 1.5^2), truncated to [low, high]."""
+    normal = torch.distributions.Normal(*LOG_SIGMA)
     below, above = normal.cdf(low.log()), normal.cdf(torch.tensor(math.log(high)))
     uniform = torch.rand(low.shape, generator=generator)
     return normal.icdf(below + uniform * (above - below)).exp()

@@ -27,7 +27,6 @@ from mrigsure.seeds import complex_noise
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _LEAST_Q = 0.05  # 1/q is clipped there
 DRAWS_ALONE = 2.0  # times the lowest level of a solve: below it draws are the targets (docs/method.md, section 8)
-CORRECTED = 0.3  # of y~ - A x'' that corrects them there: all of it would bring more noise than it is worth
 
 
 def split_gsure(
@@ -111,7 +110,8 @@ def completed(
 
     Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
     modes are mostly the draws', whose smoothness the network then takes for that of images. There the noisy draw itself
-    is the input, and the share CORRECTED of y~ - A other is added to its samples.
+    is the input, and y~ - A other is added to its samples in proportion to sigma: the loss weighs errors by 1/sigma^2,
+    and all of the scan's noise would be more than its correction is worth.
 
     image    complex (batch, H, W), draws given `noisier` alone
     other    complex (batch, H, W), as many more, independent of `image` given `noisier`
@@ -122,7 +122,7 @@ def completed(
     solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
     noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)
     error = denoise(torch.where(below[:, None, None], noisy, solved), sigma) - image
-    share = torch.where(below, CORRECTED, 1.0)[:, None, None]
+    share = (sigma / lowest).clamp(max=1)[:, None, None]
     corrected = scans.operator.coil_kspace(error + share * other)
     sampled = _on_sampled(scans, corrected - share[:, None] * independent_kspace(scans.kspace, noisier))
     everywhere = error.abs().square().mean((1, 2)) / 2
