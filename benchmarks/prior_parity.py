@@ -350,7 +350,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 8, 16], help="rounds whose prior is measured")
+    parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 8, 16], help="rounds to measure")
     parser.add_argument("--slices", type=int, default=32)
     options = parser.parse_args()
     options.test_rates = list(RATES)
