@@ -270,3 +270,16 @@ def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
     options["noisier"] = batch.mask * nothing_amiss
     whole = completed(nothing, image, sigma, generator(17), other=image, **options)
     torch.testing.assert_close(whole, as_denoising)
+
+
+def test_the_scans_correct_low_sigma_in_proportion_to_it():
+    """All images 0, so that y~ is what is left: its share is sigma's of the level from which on the scans teach."""
+    _, batch = scans(8, 26)
+    nothing, least = torch.zeros_like(batch.kspace[:, 0]), DRAWS_ALONE * lowest_solve_sigma(batch.sigma0)
+
+    def loss(level):
+        options = {"other": nothing, "scans": batch, "noisier": noisier(batch, 27), "measured": 1.0}
+        return completed(lambda x, _: 0 * x, nothing, level * least, generator(28), **options)
+
+    for level in (0.25, 0.5, 2.0):
+        torch.testing.assert_close(loss(level), min(level, 1.0) ** 2 * loss(1.0))
