@@ -13,9 +13,8 @@ starts the rounds from a fitted Gaussian; `oracle` is the same network trained o
 are calibrated on held-out lines by the same rule. A training that was stopped goes on where it was.
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
-all are measured with the sampler as it is. Rounds 0, 1, 3, 8 of `solve` are of eight rounds of 1,000 updates, without a
-second draw but for the last, and uncorrected at low levels. All but `oracle` and round 16 of `solve` were trained at
-fewer low levels; `oracle500` is to be trained anew (docs/method.md, section 8).
+all are measured with the sampler as it is. They were trained at fewer low levels than those of `solve` and `oracle`;
+`oracle500` is to be trained anew (docs/method.md, section 8).
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.
