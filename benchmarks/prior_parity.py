@@ -24,6 +24,7 @@ import argparse
 import json
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +34,13 @@ import torch
 from mrigsure.archive import open_archive
 from mrigsure.calibrate import calibrate_spread
 from mrigsure.denoiser import Prior, load_prior
+from mrigsure.devices import at_once
 from mrigsure.fourier import fft2c, radial_bands
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal, random_slice
 from mrigsure.posterior import PixelSpectrumSpread, draw_levels, posterior_samples
 from mrigsure.progress import say, status_table, track
-from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, write_prepared
+from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, collate, write_prepared
 from mrigsure.seeds import complex_noise, generator, in_pairs
 from mrigsure.settings import TrainSettings
 from mrigsure.training import train
@@ -68,8 +70,8 @@ FEWER = {"oracle500": 500}  # scans, where an arm has its own number
 SIZE = {"phantom": 64, "real": 128, "tiny": 32}
 TINY = {
     "bench": "tiny", "arm": "solve", "rates": [4], "seed": 0, "scans": 48, "steps": 60, "rounds": 2, "round_steps": 30,
-    "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0, "compile": False,
-    "measure": [2], "slices": 2,
+    "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0,
+    "device": "cpu", "compile": False, "measure": [2], "slices": 2,
 }  # fmt: skip
 
 
@@ -113,24 +115,32 @@ def simulate(bench, number, split, rate) -> Scan:
 
 def archive(folder, bench, count, rates):
     """Prepared files of `count` training scans, their rates in turn; made once."""
-    for number in track(range(count), f"{bench}, R = {' '.join(map(str, rates))}"):
-        path = folder / f"scan_{number:05}.h5"
-        if path.exists():
-            continue
-        scan = simulate(bench, number, "train", rates[number % len(rates)])
-        write_prepared(
-            path,
-            PreparedVolume(
-                kspace=scan.kspace[None].numpy(),
-                mask=scan.mask[0].numpy() > 0,
-                sens_maps=scan.sens_maps[None].numpy(),
-                sampling_density=scan.density[0].numpy(),
-                noise_std=scan.noise_std,
-                scale=1.0,
-                target=scan.target[None].numpy(),
-            ),
-        )
+    missing = [number for number in range(count) if not _scan_file(folder, number).exists()]
+    with ProcessPoolExecutor() as pool:
+        made = pool.map(_write_scan, *zip(*((folder, bench, n, rates[n % len(rates)]) for n in missing), strict=True))
+        for _ in track(made, f"{bench}, R = {' '.join(map(str, rates))}", len(missing)):
+            pass
     return folder
+
+
+def _scan_file(folder, number):
+    return folder / f"scan_{number:05}.h5"
+
+
+def _write_scan(folder, bench, number, rate):
+    scan = simulate(bench, number, "train", rate)
+    write_prepared(
+        _scan_file(folder, number),
+        PreparedVolume(
+            kspace=scan.kspace[None].numpy(),
+            mask=scan.mask[0].numpy() > 0,
+            sens_maps=scan.sens_maps[None].numpy(),
+            sampling_density=scan.density[0].numpy(),
+            noise_std=scan.noise_std,
+            scale=1.0,
+            target=scan.target[None].numpy(),
+        ),
+    )
 
 
 def held_apart(scans, seed) -> list[Scan]:
@@ -139,13 +149,13 @@ def held_apart(scans, seed) -> list[Scan]:
     return [archive.scans[i] for i in archive.validation]
 
 
-def calibrated(prior: Prior, apart: list[Scan], seed) -> Prior:
+def calibrated(prior: Prior, apart: list[Scan], seed, device="cpu") -> Prior:
     """With the spread calibrated on some of the scans held apart, for the sampler and levels of `measure`."""
     chosen = apart[:: max(1, len(apart) // VALIDATION_SCANS)][:VALIDATION_SCANS]
-    return calibrated_on(prior, chosen, LEVELS, seed)
+    return calibrated_on(prior, chosen, LEVELS, seed, device)
 
 
-def without_truth(prior: Prior, apart: list[Scan], seed) -> dict:
+def without_truth(prior: Prior, apart: list[Scan], seed, device="cpu") -> dict:
     """Figures of all scans held apart, as training chooses its prior by."""
     figures = held_out_figures(
         prior.denoise,
@@ -153,19 +163,20 @@ def without_truth(prior: Prior, apart: list[Scan], seed) -> dict:
         draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max),
         spread=PixelSpectrumSpread(prior.config.spread),
         seed=seed,
+        device=device,
     ).as_dict()
     return {key: figures[key] for key in ("residual", "z2", "energy")}
 
 
-def calibrated_on(prior: Prior, scans: list[Scan], levels: int, seed: int) -> Prior:
+def calibrated_on(prior: Prior, scans: list[Scan], levels: int, seed: int, device="cpu") -> Prior:
     """The prior with its spread calibrated on lines held out of these scans, for draws of so many levels."""
     sigmas = draw_levels(levels, prior.config.sigma_min, prior.config.sigma_max)
-    bands, _ = calibrate_spread(prior.denoise, scans, sigmas, seed=seed)
+    bands, _ = calibrate_spread(prior.denoise, scans, sigmas, seed=seed, device=device)
     config = replace(prior.config, spread=bands)
     return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
 
 
-def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) -> dict:
+def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS, device="cpu") -> dict:
     """Figures of one prior: per rate PSNR and SSIM of one sample and of the mean, slice by slice, z^2, power; NMSE."""
     shape = (SIZE[bench],) * 2
     index = radial_bands(shape, BANDS)
@@ -173,10 +184,7 @@ def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) 
     for rate in rates:
         figures = {key: [] for key in ("psnr_one", "psnr_mean", "ssim_one", "ssim_mean", "z2")}
         drawn, true = np.zeros(BANDS), np.zeros(BANDS)
-        for number in track(range(slices), f"R = {rate}"):
-            scan = simulate(bench, number, "test", rate)
-            rng = in_pairs(samples, 7, rate, number)
-            draws = posterior_samples(prior, scan.batch(), samples=samples, levels=levels, generator=rng)[0]
+        for scan, draws in track(_drawn(prior, bench, rate, slices, samples, levels, device), f"R = {rate}", slices):
             found = moments(draws.numpy(), paired=samples % 2 == 0)
             target, mean = scan.target.numpy(), found.mean
             for key, image in (("one", draws[0].numpy()), ("mean", mean)):
@@ -188,15 +196,25 @@ def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS) 
                 power = fft2c(images).abs().square().sum(0).flatten()
                 sums += torch.bincount(index.flatten(), power, minlength=BANDS).numpy()
         row["rates"][str(rate)] = figures | {"power": [round(float(p), 3) for p in drawn / true]}
-    row["nmse"] = [round(value, 5) for value in _nmse(prior, bench)]
+    row["nmse"] = [round(value, 5) for value in _nmse(prior, bench, device)]
     return row
 
 
-def _nmse(prior, bench):
-    images = torch.from_numpy(np.stack([clean_image(bench, number, "test") for number in range(16)]))
+def _drawn(prior, bench, rate, slices, samples, levels, device):
+    """Each test scan with its draws, complex64 (samples, H, W) on the CPU."""
+    together = max(1, at_once(device, COILS * SIZE[bench] ** 2, samples) // samples)
+    for numbers in torch.arange(slices).split(together):
+        scans = [simulate(bench, number, "test", rate) for number in numbers.tolist()]
+        rng = [one for number in numbers.tolist() for one in in_pairs(samples, 7, rate, number, device=device)]
+        options = {"samples": samples, "levels": levels, "generator": rng, "chunk": len(rng)}
+        yield from zip(scans, posterior_samples(prior, collate(scans).to(device), **options).cpu(), strict=True)
+
+
+def _nmse(prior, bench, device):
+    images = torch.from_numpy(np.stack([clean_image(bench, number, "test") for number in range(16)])).to(device)
     for factor in LEVELS_OF_NMSE:
         sigma = factor * SIGMA_DATA
-        noisy = images + sigma * complex_noise(images.shape, generator(8, str(factor)))
+        noisy = images + sigma * complex_noise(images.shape, generator(8, str(factor))).to(device)
         error = torch.cat([prior.denoise(part, sigma) for part in noisy.split(8)]) - images
         yield float(error.abs().square().sum() / images.abs().square().sum())
 
@@ -226,7 +244,7 @@ def run(options):
         keep_rounds=True,
         resume=True,
         compile=options.compile,
-        device="cpu",
+        device=options.device,
         threads=1,
         seed=options.seed,
         **ARMS[options.arm],
@@ -236,9 +254,10 @@ def run(options):
     for number in [0] if oracle else options.measure:
         folder = work / name / (f"round_{number}")
         if folder.is_dir():
-            prior = calibrated(load_prior(folder, precision="bf16"), apart, options.seed)
-            row = measure(prior, options.bench, options.test_rates, options.slices)
-            row["without_truth"] = without_truth(prior, apart, options.seed)
+            prior = load_prior(folder, options.device, precision="bf16")
+            prior = calibrated(prior, apart, options.seed, options.device)
+            row = measure(prior, options.bench, options.test_rates, options.slices, device=options.device)
+            row["without_truth"] = without_truth(prior, apart, options.seed, options.device)
             row["settings"] = {k: v for k, v in vars(options).items() if k not in ("work", "quick", "compile")}
             yield f"{name}-round{number}", row
 
@@ -348,6 +367,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 8, 16], help="rounds to measure")
     parser.add_argument("--slices", type=int, default=32)

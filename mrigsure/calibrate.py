@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mrigsure.posterior import Denoise, PixelSpectrumSpread
@@ -23,8 +24,8 @@ from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 NEUTRAL = (1.0,) * BANDS
 _LEAST, _MOST = 0.1, 8.0
 _STEP = 2.5  # most that one iteration changes a factor by
-_POINTS = 200  # of k-space, held out in a band, at which its own figure and its neighbours' count alike
-_CAUTION = 0.05  # pull of every factor towards 1, over the pull of a figure that can be trusted wholly
+_DEVIATION = 1.0  # of a factor's logarithm, as expected before any line is seen
+_NEIGHBOURS = 0.25  # of the difference of two neighbouring bands' logarithms
 
 
 def calibrate_spread(
@@ -53,32 +54,38 @@ def calibrate_spread(
     for _ in range(iterations):
         figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
         tried.append((figures.energy if match == "z2" else _power_missed(figures), bands, figures))
-        needed = figures.spread_needed if match == "z2" else figures.power_needed
-        bands = tuple(min(max(band, _LEAST), _MOST) for band in _corrected(bands, figures, needed))
+        if match == "z2":
+            bands = _corrected(bands, figures.spread_needed, figures.spread_error)
+        else:
+            bands = _corrected(bands, figures.power_needed, figures.power_error)
     _, bands, figures = min(tried, key=lambda entry: entry[0])
     if judged:
         figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
     return bands, figures
 
 
-def _corrected(bands, figures, needed):
-    """Each factor times the lacking spread: its own where there is data, that of the bands beside where it is few."""
-    trusts = list(_trusts(figures))
-    logs = [math.log(min(max(1.0 if need is None else need, 1 / _STEP), _STEP)) for need in needed]
-    for band, factor in enumerate(bands):
-        weights = [trust * math.exp(-2 * abs(band - other)) for other, trust in enumerate(trusts)]
-        pull = sum(w * log for w, log in zip(weights, logs, strict=True)) - _CAUTION * math.log(factor)
-        yield factor * math.exp(0.8 * pull / (sum(weights) + _CAUTION))
+def _corrected(bands, needed, errors):
+    """The likeliest factors, for a step of which the whole of what is `needed` would follow, and its standard errors.
 
-
-def _trusts(figures):
-    """How far each band's figure can be relied on, 0 to 1: by its signal and by how much of it was held out."""
-    for signal, points in zip(figures.signal, figures.held_out, strict=True):
-        signal, points = max(signal or 0.0, 0.0), points or 0.0
-        yield signal**2 / (signal**2 + 0.25) * points / (points + _POINTS)
+    Some scans' lines need a little more or less by chance, and a factor moves its own band's figure only a little: each
+    followed alone goes as far as it may. So a factor is held to 1, and more to those of the bands beside, as strongly
+    as the figures are uncertain.
+    """
+    logs = torch.tensor(bands, dtype=torch.float64).log()
+    system = torch.eye(len(bands), dtype=torch.float64) / _DEVIATION**2
+    unequal = torch.diff(torch.eye(len(bands), dtype=torch.float64), dim=0) / _NEIGHBOURS
+    system += unequal.T @ unequal
+    wanted = torch.zeros_like(logs)
+    for band, (need, error) in enumerate(zip(needed, errors, strict=True)):
+        if need is not None:
+            limited = min(max(need, 1 / _STEP), _STEP)
+            precision = (limited / error) ** 2
+            system[band, band] += precision
+            wanted[band] = precision * (logs[band] + math.log(limited))
+    return tuple(torch.linalg.solve(system, wanted).exp().clamp(_LEAST, _MOST).tolist())
 
 
 def _power_missed(figures):
-    trusts = list(_trusts(figures))
-    missed = [abs((1.0 if power is None else power) - 1) for power in figures.power]
-    return sum(trust * miss for trust, miss in zip(trusts, missed, strict=True)) / max(sum(trusts), 1e-9)
+    """How far the power is from the data's, by what the bands' standard errors allow."""
+    pairs = zip(figures.power_needed, figures.power_error, strict=True)
+    return sum(((need - 1) / error) ** 2 for need, error in pairs if need is not None)

@@ -4,6 +4,7 @@ import torch
 
 from mrigsure.errors import InputError
 
+_FILLED = 2**23  # complex numbers of k-space that keep every unit of a large GPU busy
 _BF16_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
@@ -14,6 +15,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def at_once(device, samples: int, few: int) -> int:
+    """How many scans of so many `samples` (coils x H x W) to work on together: `few` on a CPU, whose caches would not
+    hold more; on a GPU more, where they are small, as it waits for the next operation else."""
+    return few if torch.device(device).type == "cpu" else max(few, _FILLED // samples)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

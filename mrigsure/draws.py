@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrigsure.archive import Archive
+from mrigsure.devices import at_once
 from mrigsure.diffusion import noisier_scan
 from mrigsure.gaussian import fit_gaussian
 from mrigsure.posterior import Denoise, Spread
@@ -103,7 +104,7 @@ def draw_scans(
         sigma_min=lowest,
         seed=settings.seed,
         round_number=round_number,
-        batch_size=settings.batch_size,
+        batch_size=at_once(device, archive.scans.most_samples, settings.batch_size),
         device=device,
         share=share,
     )

@@ -43,6 +43,7 @@ class EStep:
     samples       draws kept of each scan
     sigma_max     where the prior ends
     sigma_min     where all end
+    batch_size    draws at once
     share         (number, count) of the processes that divide the batches; this one draws every count-th
     """
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from mrigsure.geometry import Geometry, read_geometry, write_geometry
 from mrigsure.operators import SenseOperator
 
 SCHEMA_VERSION = 1
-_KEPT_BYTES = 2e9
+_KEPT_SHARE = 1 / 8  # of the machine's memory, for an archive that stays there once it was read
 SIGMA_DATA = 0.5  # standard deviation per real part inside the body of a prepared scan's low-resolution image
 
 
@@ -370,7 +371,7 @@ def volume_facts(path) -> VolumeFacts:
 
 
 class ScanSet(Sequence):
-    """Every slice of many prepared files, read when asked for; an archive below 2 GB stays in memory once read.
+    """Every slice of many prepared files, read when asked for; an archive below an eighth of the memory stays there.
 
     paths    files, or folders that are searched for *.h5
     targets  read the truth too, where a file has it
@@ -382,7 +383,7 @@ class ScanSet(Sequence):
         self._index = [(v.path, number) for v in self.volumes for number in range(v.kspace_shape[0])]
         self.shapes = [v.kspace_shape[-2:] for v in self.volumes for _ in range(v.kspace_shape[0])]
         size = 2 * 8 * sum(math.prod(v.kspace_shape) for v in self.volumes)  # k-space and maps, complex64
-        self._read = cache(self._read) if size < _KEPT_BYTES else self._read
+        self._read = cache(self._read) if size < _KEPT_SHARE * psutil.virtual_memory().total else self._read
 
     def __len__(self):
         return len(self._index)
@@ -393,6 +394,11 @@ class ScanSet(Sequence):
     def _read(self, index):
         path, number = self._index[index]
         return read_prepared(path, slice(number, number + 1), target=self.targets).scan(0, self.name(index))
+
+    @property
+    def most_samples(self) -> int:
+        """Points of k-space of the largest slice, over all coils."""
+        return max(math.prod(volume.kspace_shape[1:]) for volume in self.volumes)
 
     def sens_maps(self, index: int) -> Tensor:
         """The sensitivity maps of scan `index` alone, complex64 ([set,] coil, H, W)."""

@@ -17,12 +17,15 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from mrigsure.devices import at_once
 from mrigsure.fourier import radial_bands
 from mrigsure.posterior import Denoise, Spread, draw
 from mrigsure.scan import Scan, collate
 from mrigsure.seeds import complex_noise, generator
 
 BANDS = 8
+_FEW = 4  # scans at once, on a CPU
+_LEAST_RATIO = 0.3  # of which scans are guessed to scatter by as much
 _LEAST_SIGNAL = 0.02  # power over the noise's, below which the data's own power is not known
 
 
@@ -31,8 +34,8 @@ class HeldOutFigures:
     """The figures above, the tuples with one value per radial band, None where no sample was held out.
 
     spread_needed is the error over the draws' variance, noise taken off; power_needed the factor on that variance which
-    would give the draws the data's power; signal the data's power over the noise's; held_out counts points of k-space,
-    all coils together as one.
+    would give the draws the data's power; spread_error and power_error the standard errors of the two, by how much the
+    scans differ; signal the data's power over the noise's.
     """
 
     residual: float
@@ -42,8 +45,9 @@ class HeldOutFigures:
     band_z2: tuple[float | None, ...]
     spread_needed: tuple[float | None, ...]
     power_needed: tuple[float | None, ...]
+    spread_error: tuple[float | None, ...]
+    power_error: tuple[float | None, ...]
     signal: tuple[float | None, ...]
-    held_out: tuple[float | None, ...]
 
     def as_dict(self) -> dict:
         """Plain numbers for JSON, four significant digits."""
@@ -70,7 +74,6 @@ def held_out_figures(
     seed: int,
     samples: int = 2,
     fraction: float = 0.3,
-    chunk: int = 4,
     device="cpu",
 ) -> HeldOutFigures:
     """Hold out a `fraction` of each scan's lines, draw `samples` times from the rest, and compare.
@@ -78,9 +81,10 @@ def held_out_figures(
     Scans of unequal matrix sizes are allowed. The same seed holds out the same lines and draws the same noise.
     Raises ValueError where no scan has a line to hold out.
     """
-    names = ("error", "noise", "variance", "data", "drawn", "points")
-    sums = {name: torch.zeros(BANDS, dtype=torch.float64) for name in names}
+    names = ("error", "noise", "variance", "data", "drawn")
+    parts = {name: [] for name in names}  # scan by scan, (scans, BANDS)
     score, norm = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
+    chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), _FEW)
     for start in range(0, len(scans), chunk):
         for group in _by_shape(scans[start : start + chunk]):
             rng = generator(seed, "held out", start, *group[0].shape)
@@ -102,22 +106,30 @@ def held_out_figures(
                 "variance": variance * (1 + 1 / samples),
                 "data": full.kspace.abs().square(),
                 "drawn": predicted.abs().square().mean(0),
-                "points": (live / live.sum(1, keepdim=True)).expand_as(variance),
             }
             index = radial_bands(group[0].shape, BANDS, device).expand_as(held)
+            bins = (index + BANDS * torch.arange(len(group), device=device)[:, None, None, None])[held]
             for name, value in terms.items():
-                sums[name] += torch.bincount(index[held], value[held].double(), minlength=BANDS).cpu()
+                total = torch.bincount(bins, value[held].double(), minlength=BANDS * len(group))
+                parts[name].append(total.cpu().view(len(group), BANDS))
             scores, norms = _energy(full.kspace, predicted, noise, held, index, rng_device)
             score, norm = score + scores, norm + norms
+    scan_sums = {name: torch.cat(values) for name, values in parts.items()}
+    sums = {name: values.sum(0) for name, values in scan_sums.items()}
     if not sums["noise"].sum():
         raise ValueError("no scan has a line that may be held out")
     total = {name: float(value.sum()) for name, value in sums.items()}
     signal = sums["data"] - sums["noise"]
-    spread = sums["variance"] / (1 + 1 / samples)
+
+    def seen(values):
+        return tuple(v if s else None for v, s in zip(values.tolist(), sums["noise"] > 0, strict=True))
 
     def per_band(above, below):
-        seen = (sums["noise"] > 0).tolist()
-        return tuple(v if s else None for v, s in zip((above / below.clamp_min(1e-12)).tolist(), seen, strict=True))
+        return seen(above / below.clamp_min(1e-12))
+
+    needed, needed_error = _ratio(scan_sums["error"] - scan_sums["noise"], scan_sums["variance"])
+    spread = scan_sums["variance"] / (1 + 1 / samples)
+    missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - scan_sums["drawn"], spread)
 
     return HeldOutFigures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
@@ -129,11 +141,24 @@ def held_out_figures(
             for value, relative in zip(per_band(sums["drawn"], signal), per_band(signal, sums["noise"]), strict=True)
         ),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
-        spread_needed=per_band(sums["error"] - sums["noise"], sums["variance"]),
-        power_needed=per_band(spread + signal - sums["drawn"], spread),
+        spread_needed=seen(needed),
+        power_needed=seen(1 + missing),
+        spread_error=seen(needed_error),
+        power_error=seen(missing_error),
         signal=per_band(signal, sums["noise"]),
-        held_out=per_band(sums["points"], torch.ones_like(signal)),
     )
+
+
+def _ratio(above, below):
+    """Per band, sum over scans of `above` over that of `below`, and its standard error; both arrays (scans, BANDS).
+
+    How a few scans scatter is no more than a guess: two more count with it, that scatter by the ratio itself.
+    """
+    total, count = below.sum(0).clamp_min(1e-12), (below > 0).sum(0).clamp_min(1)
+    ratio = above.sum(0) / total
+    scatter = (count * (above - ratio * below) / total).square().sum(0)
+    guess = 2 * ratio.square().clamp_min(_LEAST_RATIO**2)
+    return ratio, ((scatter + guess) / (count + 1) / count).sqrt()
 
 
 def _four_digits(value):

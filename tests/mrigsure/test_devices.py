@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior
-from mrigsure.devices import pick_device, pick_precision
+from mrigsure.devices import at_once, pick_device, pick_precision
 from mrigsure.errors import InputError
 from mrigsure.seeds import complex_noise, generator
 
@@ -24,6 +24,12 @@ def test_auto_precision_is_bf16_where_the_processor_has_it(monkeypatch, there):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_precision("auto", CPU) == ("bf16" if there else "no")
     assert [pick_precision(name, CPU) for name in ("no", "bf16")] == ["no", "bf16"]
+
+
+def test_a_gpu_works_on_more_small_scans_at_once_and_on_as_many_large_ones():
+    assert at_once("cpu", 8 * 64 * 64, 4) == 4
+    assert at_once("cuda", 8 * 64 * 64, 4) == 256
+    assert at_once("cuda", 32 * 640 * 640, 4) == 4
 
 
 def test_bf16_stays_inside_the_network_and_near_to_full_precision():

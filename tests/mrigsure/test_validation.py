@@ -1,5 +1,6 @@
 """Truth-free figures say what the truth would: on a Gaussian prior whose right answers are known."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -79,13 +80,15 @@ def test_the_energy_counts_every_band_alike(monkeypatch):
     monkeypatch.setattr(validation, "draw", lambda *_, **__: ifft2c(inner * kspace))
     found = held_out_figures(denoise, [scan], SIGMAS, spread=None, seed=0, fraction=0.8)
     assert found.residual < 0.01, "which counts by power"
-    assert None not in found.held_out, "every band has lines that are held out"
+    assert None not in found.spread_needed, "every band has lines that are held out"
     assert found.energy == pytest.approx(0.5, abs=0.01)
 
 
-def test_figures_do_not_depend_on_coils_that_only_fill_up_a_batch():
+def test_figures_do_not_depend_on_coils_that_only_fill_up_a_batch(monkeypatch):
     mixed = scans(8, coils=3) + scans(8, coils=5)
-    together, apart = figures(scans=mixed, chunk=4), figures(scans=mixed, chunk=2)
+    together = figures(scans=mixed)
+    monkeypatch.setattr(validation, "_FEW", 2)
+    apart = figures(scans=mixed)
     assert together.z2 == pytest.approx(apart.z2, rel=0.1)
     assert together.signal[0] == pytest.approx(apart.signal[0], rel=0.3)
 
@@ -106,6 +109,27 @@ def test_calibration_brings_a_wrong_spread_back(wrong):
     assert after.z2 == pytest.approx(1, abs=0.2)
     for band in bands[1:5]:
         assert abs(math.log(band)) < 0.8 * abs(math.log(wrong[0]))
+
+
+@pytest.mark.parametrize("match", ["z2", "power"])
+def test_the_chance_of_a_few_scans_does_not_tear_the_bands_apart(match):
+    """Followed band by band, two scans of an exact prior ask for factors from .3 to 2.8, from .5 to 8 for its power."""
+    with torch.no_grad():
+        bands, _ = calibrate_spread(denoise, scans(2), SIGMAS, seed=0, match=match, iterations=6)
+    steps = [abs(math.log(b / a)) for a, b in itertools.pairwise(bands)]
+    assert max(steps) < 0.3
+
+
+def test_the_standard_errors_are_the_scatter_of_figures_from_other_scans():
+    everything = scans(48)
+    together = figures(scans=everything)
+    groups = [figures(scans=everything[start : start + 6]) for start in range(0, 48, 6)]
+    for needed, error in (("spread_needed", "spread_error"), ("power_needed", "power_error")):
+        found = torch.tensor([getattr(g, needed)[1:7] for g in groups]).std(0) / len(groups) ** 0.5
+        said = torch.tensor(getattr(together, error)[1:7])
+        assert 0.7 < float((said / found).log().mean().exp()) < 1.4
+        few = torch.tensor(getattr(groups[0], error)[1:7])
+        assert 2 < float((few / said).log().mean().exp()) < 6, "of an eighth of the scans: 8^1/2 times, and some caution"
 
 
 def test_power_is_matched_where_the_denoiser_shrinks_detail():
