@@ -143,23 +143,11 @@ def _write_scan(folder, bench, number, rate):
     )
 
 
-def held_apart(scans, seed) -> list[Scan]:
-    """The scans that training did not use."""
-    archive = open_archive([str(scans)], VALIDATION, seed)
-    return [archive.scans[i] for i in archive.validation]
-
-
-def calibrated(prior: Prior, apart: list[Scan], seed, device="cpu") -> Prior:
-    """With the spread calibrated on some of the scans held apart, for the sampler and levels of `measure`."""
-    chosen = apart[:: max(1, len(apart) // VALIDATION_SCANS)][:VALIDATION_SCANS]
-    return calibrated_on(prior, chosen, LEVELS, seed, device)
-
-
-def without_truth(prior: Prior, apart: list[Scan], seed, device="cpu") -> dict:
-    """Figures of all scans held apart, as training chooses its prior by."""
+def without_truth(prior: Prior, scans: list[Scan], seed, device="cpu") -> dict:
+    """Figures of scans that training did not use, as it chooses its prior by."""
     figures = held_out_figures(
         prior.denoise,
-        apart,
+        scans,
         draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max),
         spread=PixelSpectrumSpread(prior.config.spread),
         seed=seed,
@@ -250,14 +238,14 @@ def run(options):
         **ARMS[options.arm],
     )
     train(settings)
-    apart = held_apart(scans, options.seed)
+    opened = open_archive([str(scans)], VALIDATION, options.seed)
     for number in [0] if oracle else options.measure:
         folder = work / name / (f"round_{number}")
         if folder.is_dir():
             prior = load_prior(folder, options.device, precision="bf16")
-            prior = calibrated(prior, apart, options.seed, options.device)
+            prior = calibrated_on(prior, opened.held_apart(VALIDATION_SCANS), LEVELS, options.seed, options.device)
             row = measure(prior, options.bench, options.test_rates, options.slices, device=options.device)
-            row["without_truth"] = without_truth(prior, apart, options.seed, options.device)
+            row["without_truth"] = without_truth(prior, opened.held_apart(count), options.seed, options.device)
             row["settings"] = {k: v for k, v in vars(options).items() if k not in ("work", "quick", "compile")}
             yield f"{name}-round{number}", row
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.identifiability import archive_ensemble, refuse_unidentifiable
-from mrigsure.scan import ScanSet
+from mrigsure.scan import Scan, ScanSet
 
 _MEASURED_SCANS = 64
 
@@ -20,6 +20,11 @@ class Archive:
     training: list[int]
     validation: list[int]
     record: dict
+
+    def held_apart(self, most: int) -> list[Scan]:
+        """Up to so many of the scans that training does not use, from all over the archive."""
+        step = max(1, len(self.validation) // most)
+        return [self.scans[index] for index in self.validation[::step][:most]]
 
 
 def open_archive(paths: Sequence, validation: float, seed: int, targets: bool = False) -> Archive:

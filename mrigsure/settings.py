@@ -79,7 +79,7 @@ class PrepareSettings:
         keep_target: store the SENSE image of a fully sampled raw scan as `target`, for evaluation
         overwrite: prepare again what the folder already holds
         previews: draw a page for every volume: images, maps, mask, noise and g-factor, as OUT/previews/NAME.png
-        device: where the sensitivity maps are computed: cpu, cuda, or auto; a GPU's agree to 1e-4, not to the bit
+        device: where the sensitivity maps are computed: cpu, cuda, or auto; a GPU's are not the same to the bit
         dry_run: say what would be done and how long it takes, and write nothing
         workers: processes on this machine, one thread each; the result is the same
         scheduler: address of a Dask scheduler whose workers see the same folders, instead of local processes

@@ -258,17 +258,13 @@ class Trainer:
 
     @cached_property
     def _scans_for_figures(self):
-        return self._held_apart(self.settings.validation_scans)
+        return self.archive.held_apart(self.settings.validation_scans)
 
     @cached_property
     def _scans_to_judge(self):
         """Nothing where no more are held apart than the spread is calibrated on: its figures are theirs then."""
-        more = self._held_apart(_JUDGED * self.settings.validation_scans)
+        more = self.archive.held_apart(_JUDGED * self.settings.validation_scans)
         return more if len(more) > len(self._scans_for_figures) else ()
-
-    def _held_apart(self, count):
-        pool = self.archive.validation
-        return [self.archive.scans[i] for i in pool[:: max(1, len(pool) // count)][:count]]
 
     def _validate(self):
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""

@@ -129,7 +129,7 @@ def test_the_standard_errors_are_the_scatter_of_figures_from_other_scans():
         said = torch.tensor(getattr(together, error)[1:7])
         assert 0.7 < float((said / found).log().mean().exp()) < 1.4
         few = torch.tensor(getattr(groups[0], error)[1:7])
-        assert 2 < float((few / said).log().mean().exp()) < 6, "of an eighth of the scans: 8^1/2 times, and some caution"
+        assert 2 < float((few / said).log().mean().exp()) < 6, "of an eighth of the scans: 8^1/2 times or more"
 
 
 def test_power_is_matched_where_the_denoiser_shrinks_detail():
