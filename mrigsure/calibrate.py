@@ -5,7 +5,8 @@ A trained network's Jacobian understates its error, most of all in fine detail, 
 held-out lines, correct, repeat. No truth is used.
 
     z2     the error of the mean is what the spread announces: the right uncertainty, for reconstruction
-    power  the draws have the data's power: a fixed point of expectation-maximisation, for refinement. Where a network
+    power  the draws have the data's power: a fixed point of expectation-maximisation, for refinement, whose draws are
+           probed more often. Where a network
            shrinks detail more than the exact mean would, z^2 = 1 leaves its draws with too little power, and a round
            would learn that; the width that power asks for is then a little more than z^2 does
 """
@@ -17,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mrigsure.posterior import Denoise, PixelSpectrumSpread
+from mrigsure.posterior import E_STEP_PROBE_EVERY, PROBE_EVERY, Denoise, PixelSpectrumSpread
 from mrigsure.scan import Scan
 from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 
@@ -50,9 +51,11 @@ def calibrate_spread(
     start   the factors to begin with, one per band
     judged  scans whose figures are given instead of those of `scans`
     """
+    options = {"seed": seed, "device": device}
+    every = PROBE_EVERY if match == "z2" else E_STEP_PROBE_EVERY
     bands, tried = start, []
     for _ in range(iterations):
-        figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
+        figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands, every), **options)
         tried.append((figures.energy if match == "z2" else _power_missed(figures), bands, figures))
         if match == "z2":
             bands = _corrected(bands, figures.spread_needed, figures.spread_error)
@@ -60,7 +63,7 @@ def calibrate_spread(
             bands = _corrected(bands, figures.power_needed, figures.power_error)
     _, bands, figures = min(tried, key=lambda entry: entry[0])
     if judged:
-        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands), seed=seed, device=device)
+        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands, every), **options)
     return bands, figures
 
 

@@ -24,7 +24,7 @@ from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
-SHARP_SIGMA = 0.24 * SIGMA_DATA
+SHARP_SIGMA = 0.12 * SIGMA_DATA
 SHARPER = 1.2
 """Below SHARP_SIGMA the draws that complete scans are not perturbed, and the denoiser is told SHARPER times the level.
 
@@ -38,7 +38,7 @@ class EStep:
     denoise       the current prior
     spread        of R, calibrated
     estimates     a point estimate in place of draws, which are all the same then
-    sharp         draws whose detail is a point estimate's, and smoother: SHARP_SIGMA
+    sharp         draws whose finest detail is a point estimate's, and smoother: SHARP_SIGMA
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
     sigma_max     where the prior ends

@@ -18,7 +18,7 @@ from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
+from mrigsure.posterior import PixelSpectrumSpread, ScalarFactor, ScalarSpread, draw_levels
 from mrigsure.processes import start_process
 from mrigsure.refinement import SHARP_SIGMA, SHARPER, EStep
 from mrigsure.scan import PreparedVolume, ScanSet, write_prepared
@@ -249,7 +249,10 @@ def test_draws_that_complete_scans_end_sharp(tiny_scans):
         heard.append(float(sigma[0]))
         return x / (1 + 4 * sigma[:, None, None] ** 2)
 
-    options = dict(denoise=denoise, spread=ScalarSpread(), estimates=False, levels=12, samples=1, sigma_max=20.0)
+    def alike(denoise, x, x0, sigma, generator):
+        return ScalarFactor(0.01)
+
+    options = dict(denoise=denoise, spread=alike, estimates=False, levels=12, samples=1, sigma_max=20.0)
     options |= dict(sigma_min=0.01, seed=0, round_number=1, batch_size=2)
     drawn = {}
     for sharp in (False, True):
