@@ -14,9 +14,9 @@ are calibrated on held-out lines by the same rule. A training that was stopped g
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
 all are measured with the sampler as it is. They were trained at fewer low levels than those of `solve` and `oracle`;
-`oracle500` is to be trained anew (docs/method.md, section 8). Rounds before the last, and rows of `draws` and `heldout`,
-were measured with a spread calibrated band by band, which cost up to .2 dB; the rounds of `solve` drew with it, too.
-The oracle on real slices was trained and measured on a GPU, `solve` there not yet to its end.
+`oracle500` is to be trained anew (docs/method.md, section 8). Rounds before the last, and rows of `draws` and
+`heldout`, were measured with a spread calibrated band by band, which cost up to .2 dB; the rounds of `solve` drew with
+it, too. The oracle on real slices was trained and measured on a GPU, `solve` there not yet to its end.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.
