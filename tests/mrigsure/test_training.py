@@ -241,6 +241,14 @@ def test_rounds_that_the_scans_teach_learn_something_else_than_from_draws_alone(
     assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 2
 
 
+def test_scans_held_apart_are_taken_from_all_over_the_archive(tiny_scans):
+    archive = open_archive([str(tiny_scans)], 0.5, 0)
+    everything = [archive.scans[index].name for index in archive.validation]
+    assert [scan.name for scan in archive.held_apart(1000)] == everything
+    assert [scan.name for scan in archive.held_apart(2)] == everything[:: len(everything) // 2][:2]
+    assert not {*everything} & {archive.scans[index].name for index in archive.training}
+
+
 def test_draws_that_complete_scans_end_sharp(tiny_scans):
     """Below SHARP_SIGMA the denoiser is told a higher level, and nothing is perturbed."""
     archive, heard = open_archive([str(tiny_scans)], 0.1, 0), []
