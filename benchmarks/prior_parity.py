@@ -28,6 +28,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,10 @@ def simulate(bench, number, split, rate) -> Scan:
 def archive(folder, bench, count, rates):
     """Prepared files of `count` training scans, their rates in turn; made once."""
     missing = [number for number in range(count) if not _scan_file(folder, number).exists()]
-    with ProcessPoolExecutor() as pool:
-        made = pool.map(_write_scan, *zip(*((folder, bench, n, rates[n % len(rates)]) for n in missing), strict=True))
-        for _ in track(made, f"{bench}, R = {' '.join(map(str, rates))}", len(missing)):
-            pass
+    if missing:
+        with ProcessPoolExecutor() as pool:
+            made = pool.map(partial(_write_scan, folder, bench, rates), missing)
+            list(track(made, f"{bench}, R = {' '.join(map(str, rates))}", len(missing)))
     return folder
 
 
@@ -129,8 +130,8 @@ def _scan_file(folder, number):
     return folder / f"scan_{number:05}.h5"
 
 
-def _write_scan(folder, bench, number, rate):
-    scan = simulate(bench, number, "train", rate)
+def _write_scan(folder, bench, rates, number):
+    scan = simulate(bench, number, "train", rates[number % len(rates)])
     write_prepared(
         _scan_file(folder, number),
         PreparedVolume(

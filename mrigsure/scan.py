@@ -24,7 +24,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from mrigsure.geometry import Geometry, read_geometry, write_geometry
 from mrigsure.operators import SenseOperator
 
 SCHEMA_VERSION = 1
-_KEPT_SHARE = 1 / 8  # of the machine's memory, for an archive that stays there once it was read
+_KEPT_BYTES = 2e9
 SIGMA_DATA = 0.5  # standard deviation per real part inside the body of a prepared scan's low-resolution image
 
 
@@ -371,7 +370,7 @@ def volume_facts(path) -> VolumeFacts:
 
 
 class ScanSet(Sequence):
-    """Every slice of many prepared files, read when asked for; an archive below an eighth of the memory stays there.
+    """Every slice of many prepared files, read when asked for; an archive below 2 GB stays in memory once read.
 
     paths    files, or folders that are searched for *.h5
     targets  read the truth too, where a file has it
@@ -383,7 +382,7 @@ class ScanSet(Sequence):
         self._index = [(v.path, number) for v in self.volumes for number in range(v.kspace_shape[0])]
         self.shapes = [v.kspace_shape[-2:] for v in self.volumes for _ in range(v.kspace_shape[0])]
         size = 2 * 8 * sum(math.prod(v.kspace_shape) for v in self.volumes)  # k-space and maps, complex64
-        self._read = cache(self._read) if size < _KEPT_SHARE * psutil.virtual_memory().total else self._read
+        self._read = cache(self._read) if size < _KEPT_BYTES else self._read
 
     def __len__(self):
         return len(self._index)

@@ -82,7 +82,7 @@ def held_out_figures(
     Raises ValueError where no scan has a line to hold out.
     """
     names = ("error", "noise", "variance", "data", "drawn")
-    parts = {name: [] for name in names}  # scan by scan, (scans, BANDS)
+    parts = {name: [torch.zeros(0, BANDS, dtype=torch.float64)] for name in names}  # scan by scan, (scans, BANDS)
     score, norm = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
     chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), _FEW)
     for start in range(0, len(scans), chunk):

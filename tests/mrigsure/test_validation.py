@@ -93,6 +93,11 @@ def test_figures_do_not_depend_on_coils_that_only_fill_up_a_batch(monkeypatch):
     assert together.signal[0] == pytest.approx(apart.signal[0], rel=0.3)
 
 
+def test_no_scan_has_no_line_to_hold_out():
+    with pytest.raises(ValueError, match="no scan has a line"):
+        figures(scans=[])
+
+
 def test_no_truth_is_read():
     blind = [replace(scan, target=None) for scan in scans()]
     assert figures(scans=blind) == figures()
