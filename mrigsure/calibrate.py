@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mrigsure.posterior import E_STEP_PROBE_EVERY, PROBE_EVERY, Denoise, PixelSpectrumSpread
+from mrigsure.posterior import Denoise, PixelSpectrumSpread
 from mrigsure.scan import Scan
 from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 
@@ -52,10 +52,9 @@ def calibrate_spread(
     judged  scans whose figures are given instead of those of `scans`
     """
     options = {"seed": seed, "device": device}
-    every = PROBE_EVERY if match == "z2" else E_STEP_PROBE_EVERY
     bands, tried = start, []
     for _ in range(iterations):
-        figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands, every), **options)
+        figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands), **options)
         tried.append((figures.energy if match == "z2" else _power_missed(figures), bands, figures))
         if match == "z2":
             bands = _corrected(bands, figures.spread_needed, figures.spread_error)
@@ -63,7 +62,7 @@ def calibrate_spread(
             bands = _corrected(bands, figures.power_needed, figures.power_error)
     _, bands, figures = min(tried, key=lambda entry: entry[0])
     if judged:
-        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands, every), **options)
+        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands), **options)
     return bands, figures
 
 

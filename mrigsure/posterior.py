@@ -15,12 +15,21 @@ xh = v + L w,
     (L^H T L / sigma0^2 + 1) w = L^H A^H (y + sigma0 n1 - A v) / sigma0^2.
 
 Where conjugate gradients stop early, v is left: the variance is a little large, not small as if they built all of xh.
+
+On request sweeps of a split Gibbs chain follow (Vono et al. 2019, arXiv:1804.05809, algorithm 1; with a diffusion prior
+Wu et al. 2024, arXiv:2405.18782). At one fixed level rho
+
+    z ~ exp(-|| A z - y ||^2 / (2 sigma0^2) - || z - x ||^2 / (2 rho^2)),   exactly
+    x ~ p(x | x + rho n = z),                                               by a few ancestral steps of the prior
+
+in turn: no R is in it, and so none of R's texture, which is not an image's, stays in the draws.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -42,12 +51,13 @@ _SPACING = 20.0  # rho of the levels, nearly geometric
 _START_ITERATIONS = 12  # of the white prior's solve, which noise covers
 _PROBE_STEP = 0.1  # of sigma: the finite difference that gives J b
 PROBE_EVERY = 2  # levels: with 30 evaluations 20 levels and 10 probes gain a third of a decibel on 15 and 15
-E_STEP_PROBE_EVERY = 1  # where draws teach: a third more evaluations, a mean 6% nearer to the truth
 _LOCAL = (0.01, 10.0)  # range of the local variance over its mean; in air, where the denoiser errs least, it is low
 _MOST_ITERATIONS = 7  # of a level; to the end they would take 1 to 3% off the spread of the draws, at 4 times the cost
 _NOISY, _NOISY_ITERATIONS = 2 * SIGMA_DATA, 2  # above this level so few do as well: noise hides what they leave
 _MOST_WITH_SETS = 60  # no preconditioner knows how the sets' images are told apart
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
+SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; measured in docs/method.md, section 8
+_SWEEP_STEPS = 3  # of the prior, from SWEEP_SIGMA to a sixth of it
 
 
 class Factor(Protocol):
@@ -145,6 +155,7 @@ def draw(
     start: Tensor | None = None,
     eta: float = 1.0,
     quiet_sigma: float = 0.0,
+    sweeps: int = 0,
     after_level: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
@@ -154,6 +165,7 @@ def draw(
     start    the state at sigmas[0]; without it a posterior draw under a white Gaussian prior, noised to sigmas[0]
     quiet_sigma  below this level nothing is perturbed; infinity gives the fast point estimate of DDS and DiffPIR, which
              is under-dispersed and not for uncertainty
+    sweeps   of the split Gibbs chain at SWEEP_SIGMA, in place of the levels below half of it; none where no level is
     """
     operator, kspace = batch.operator, batch.kspace
     shape = (kspace.shape[0], *kspace.shape[-2:])
@@ -167,6 +179,9 @@ def draw(
     seen = operator.adjoint(kspace)
     image_sigma0 = batch.sigma0.view(-1, *[1] * (seen.ndim - 1))
     quiet = float(batch.sigma0.min()) / 2  # a last level as low returns the solve's mean
+    lowest = float(sigmas[-1])
+    sweeps = sweeps if lowest < SWEEP_SIGMA / 2 else 0
+    sigmas = sigmas[sigmas >= SWEEP_SIGMA / 2] if sweeps else sigmas
 
     def solved(x0, factor, most, perturb):
         """xh of a level."""
@@ -180,11 +195,26 @@ def draw(
         estimate = solve_level(operator, perturbed, batch.sigma0, x0, factor, prior_noise, most)
         return estimate[:, 0] if operator.has_sets else estimate
 
-    if start is None:
+    def white(sigma):
+        """L = sigma, with a preconditioner."""
         plane = torch.ones(shape, device=kspace.device, dtype=seen.real.dtype)
-        white = PixelSpectrumFactor(plane, SIGMA_DATA * plane)
+        return PixelSpectrumFactor(plane, sigma * plane)
+
+    def swept(x):
+        levels = [*sigma_schedule(_SWEEP_STEPS, SWEEP_SIGMA, max(lowest, SWEEP_SIGMA / 6), _SPACING).tolist(), 0.0]
+        for _ in range(sweeps):
+            x = solved(x, white(SWEEP_SIGMA), _MOST_ITERATIONS, True)
+            for sigma, following in pairwise(levels):
+                x0, kept = denoise(x, torch.full(shape[:1], sigma, device=kspace.device)), following / sigma
+                x = x0 + kept**2 * (x - x0)
+                if following:
+                    x += following * (1 - kept**2) ** 0.5 * noise()
+        return x
+
+    if start is None:
         nothing = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
-        start = solved(nothing, white, _START_ITERATIONS, quiet_sigma < math.inf) + float(sigmas[0]) * noise()
+        first = solved(nothing, white(SIGMA_DATA), _START_ITERATIONS, quiet_sigma < math.inf)
+        start = first + float(sigmas[0]) * noise()
     x = start
     for level, sigma in enumerate(sigmas.tolist()):
         last = level + 1 == len(sigmas)
@@ -196,7 +226,7 @@ def draw(
         if after_level:
             after_level(level + 1)
         if last:
-            return estimate
+            return swept(estimate)
         fresh = eta * noise()
         if eta < 1:
             fresh += (1 - eta**2) ** 0.5 * (x - estimate) / sigma
@@ -292,11 +322,9 @@ class PixelSpectrumSpread:
     """R = D^1/2 F^H e F D^1/2: a radial spectrum e and a smooth relative local variance D, from probes of sigma^2 J.
 
     bands  factor on e, one per radial band, interpolated between the bands' middles; found by `calibrate.py`
-    every  levels from one probe to the next
     """
 
     bands: tuple[float, ...] = (1.0,)
-    every: int = PROBE_EVERY
 
     def start(self) -> Spread:
         """For the levels of one draw; those between two probes keep D and the variance s^2 that a Gaussian would need
@@ -305,7 +333,7 @@ class PixelSpectrumSpread:
 
         def at_level(denoise, x, x0, sigma, generator):
             nonlocal probed, levels
-            if levels % self.every == 0:
+            if levels % PROBE_EVERY == 0:
                 relative, spectrum = self._probe(denoise, x, x0, sigma, generator)
                 probed = sigma, relative.sqrt(), 1 / spectrum.clamp(1e-6, 1) - 1
             levels += 1

@@ -24,11 +24,9 @@ from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
-SHARP_SIGMA = 0.12 * SIGMA_DATA
-SHARPER = 1.2
-"""Below SHARP_SIGMA the draws that complete scans are not perturbed, and the denoiser is told SHARPER times the level.
-
-A rough prior leaves noise in them there, which it would see and learn; what it smooths away the scans teach it."""
+SWEEPS = 6
+"""Of split Gibbs at the end of draws that complete scans. Without them the detail of R is left, which rounds do not
+forget by themselves: a prior that learned it draws it again, and what scans say against it is little."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class EStep:
     denoise       the current prior
     spread        of R, calibrated
     estimates     a point estimate in place of draws, which are all the same then
-    sharp         draws whose finest detail is a point estimate's, and smoother: SHARP_SIGMA
+    sweeps        of split Gibbs after every draw
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
     sigma_max     where the prior ends
@@ -50,7 +48,7 @@ class EStep:
     denoise: Denoise
     spread: Spread
     estimates: bool
-    sharp: bool
+    sweeps: int
     levels: int
     samples: int
     sigma_max: float
@@ -79,16 +77,13 @@ class EStep:
             elif self.estimates:
                 sigmas = sigma_schedule(self.levels, self.sigma_max, self.sigma_min)
                 state = self.sigma_max * complex_noise((len(batch.kspace), *batch.kspace.shape[-2:]), rng)
-            quiet = math.inf if self.estimates else SHARP_SIGMA if self.sharp else 0.0
-            options = {"spread": self.spread, "quiet_sigma": quiet, "generator": rng, "start": state}
-            drawn = draw(self._sharper if self.sharp else self.denoise, batch, sigmas, **options)
+            quiet, sweeps = (math.inf, 0) if self.estimates else (0.0, self.sweeps)
+            options = {"spread": self.spread, "quiet_sigma": quiet, "sweeps": sweeps, "generator": rng, "start": state}
+            drawn = draw(self.denoise, batch, sigmas, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), repeats)), strict=True):
                 chains[index] = images.expand(self.samples, -1, -1).clone()
             done += len(part)
             yield done
-
-    def _sharper(self, x, sigma):
-        return self.denoise(x, torch.where(sigma < SHARP_SIGMA, SHARPER * sigma, sigma))
 
 
 def gaussian_chains(

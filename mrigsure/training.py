@@ -33,7 +33,7 @@ from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_
 from mrigsure.draws import draw_scans, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
-from mrigsure.posterior import E_STEP_PROBE_EVERY, PixelSpectrumSpread, ScalarSpread, draw_levels
+from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
 from mrigsure.sampling import sample_prior
@@ -238,7 +238,7 @@ class Trainer:
             chains,
             round_number=self.round,
             denoise=self.denoise,
-            spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands, E_STEP_PROBE_EVERY),
+            spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
             lowest=self.lowest,
             device=self.device,
             share=(self.accelerator.process_index, processes),

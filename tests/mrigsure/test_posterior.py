@@ -8,7 +8,7 @@ import torch
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import blur, fft2c, ifft2c
-from mrigsure.posterior import Factor, PixelSpectrumSpread, ScalarSpread, draw
+from mrigsure.posterior import SWEEP_SIGMA, Factor, PixelSpectrumSpread, ScalarSpread, draw
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import complex_noise, generator, in_pairs
 
@@ -130,6 +130,44 @@ def test_solves_that_stop_early_leave_the_draws_too_wide_not_too_narrow(monkeypa
     prior, _ = stationary_prior(8)
     images, _, covariance = draws_of(prior, prior.exact_spread, 16, 300)
     assert 1.02 < variance_ratio(images, covariance) < 1.15
+
+
+def test_sweeps_undo_a_wrong_spread_where_their_small_steps_reach(monkeypatch):
+    """Of the better known half of the modes. The few ancestral steps in use are too sure of a Gaussian."""
+    prior, _ = stationary_prior(8)
+
+    def twice(*arguments):
+        exact = prior.exact_spread(*arguments)
+
+        class Wide(Factor):
+            def apply(self, image):
+                return 2 * exact.apply(image)
+
+            adjoint = apply
+
+        return Wide()
+
+    ratios = {}
+    for sweeps, steps in ((0, 20), (20, 20), (20, 3)):
+        monkeypatch.setattr("mrigsure.posterior._SWEEP_STEPS", steps)
+        images, _, covariance = draws_of(prior, twice, 16, 300, sweeps=sweeps)
+        ratios[sweeps, steps] = variance_ratio(images, covariance, 0.5)
+    assert ratios[0, 20] > 1.2
+    assert ratios[20, 20] == pytest.approx(1, abs=0.05)
+    assert 0.5 < ratios[20, 3] < 0.8
+
+
+def test_sweeps_wait_for_a_prior_that_is_defined_below_them():
+    prior, _ = stationary_prior(8)
+    batch, _, _ = measurement(prior, 2)
+
+    def images(lowest, sweeps):
+        sigmas = sigma_schedule(8, 20.0, lowest)
+        options = {"spread": prior.exact_spread, "generator": generator(0), "sweeps": sweeps}
+        return draw(prior.denoise, batch, sigmas, **options)
+
+    assert torch.equal(images(0.51 * SWEEP_SIGMA, 3), images(0.51 * SWEEP_SIGMA, 0))
+    assert not torch.equal(images(0.4 * SWEEP_SIGMA, 3), images(0.4 * SWEEP_SIGMA, 0))
 
 
 @pytest.mark.parametrize("paired", [False, True])

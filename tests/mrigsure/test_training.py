@@ -12,15 +12,15 @@ from tiny_training import NOISE, SIZE, checkpoint_of, figures_of, history_of, lo
 from mrigsure import losses, training
 from mrigsure.archive import open_archive
 from mrigsure.denoiser import load_prior
-from mrigsure.diffusion import GAMMA
+from mrigsure.diffusion import GAMMA, sigma_schedule
 from mrigsure.draws import scans_to_draw, split_scan
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumSpread, ScalarFactor, ScalarSpread, draw_levels
+from mrigsure.posterior import SWEEP_SIGMA, PixelSpectrumSpread, ScalarFactor, ScalarSpread, draw_levels
 from mrigsure.processes import start_process
-from mrigsure.refinement import SHARP_SIGMA, SHARPER, EStep
+from mrigsure.refinement import SWEEPS, EStep
 from mrigsure.scan import PreparedVolume, ScanSet, write_prepared
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.training import Trainer, train
@@ -249,8 +249,8 @@ def test_scans_held_apart_are_taken_from_all_over_the_archive(tiny_scans):
     assert not {*everything} & {archive.scans[index].name for index in archive.training}
 
 
-def test_draws_that_complete_scans_end_sharp(tiny_scans):
-    """Below SHARP_SIGMA the denoiser is told a higher level, and nothing is perturbed."""
+def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
+    """Half of SWEEP_SIGMA is the least level before, and the state that the sweeps denoise has the noise of theirs."""
     archive, heard = open_archive([str(tiny_scans)], 0.1, 0), []
 
     def denoise(x, sigma):
@@ -262,16 +262,14 @@ def test_draws_that_complete_scans_end_sharp(tiny_scans):
 
     options = dict(denoise=denoise, spread=alike, estimates=False, levels=12, samples=1, sigma_max=20.0)
     options |= dict(sigma_min=0.01, seed=0, round_number=1, batch_size=2)
-    drawn = {}
-    for sharp in (False, True):
+    for sweeps in (0, 2):
         heard.clear()
-        list(EStep(sharp=sharp, **options).update(archive.scans, archive.training[:1], drawn.setdefault(sharp, {})))
-        levels = draw_levels(12, 0.01, 20.0)
-        told = torch.where(levels < SHARP_SIGMA, SHARPER * levels, levels) if sharp else levels
-        assert heard == pytest.approx(told.tolist()) and (levels < SHARP_SIGMA).any()
-    images = [drawn[sharp][archive.training[0]] for sharp in (False, True)]
-    detail = [float((image - image.roll(1, -1)).abs().square().sum()) for image in images]
-    assert detail[1] < 0.9 * detail[0]
+        list(EStep(sweeps=sweeps, **options).update(archive.scans, archive.training[:1], {}))
+        levels = draw_levels(12, 0.01, 20.0).tolist()
+        swept = sigma_schedule(3, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
+        before = [level for level in levels if level >= SWEEP_SIGMA / 2]
+        assert len(before) < len(levels)
+        assert heard == pytest.approx(before + 2 * swept if sweeps else levels)
 
 
 def test_the_prior_of_the_best_energy_is_kept_and_patience_ends_the_rounds(tiny_scans, tmp_path, monkeypatch):
@@ -328,7 +326,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     seen, plain = [], EStep.update
 
     def update(step, scans, indices, chains):
-        seen.append((step.estimates, step.sharp, isinstance(scans, ScanSet), bool(chains)))
+        seen.append((step.estimates, step.sweeps, isinstance(scans, ScanSet), bool(chains)))
         yield from plain(step, scans, indices, chains)
         assert all(len(chains[i]) == 2 and torch.equal(*chains[i]) == step.estimates for i in indices)
         if step.estimates:
@@ -339,7 +337,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
-    assert seen == [(True, False, True, False), (False, True, False, False)], "then new draws, given the noisier scans"
+    assert seen == [(True, 0, True, False), (False, SWEEPS, False, False)], "then new draws, given the noisier scans"
     assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
 
 
