@@ -52,7 +52,7 @@ from mrigsure.seeds import generator, in_pairs
 from mrigsure.settings import PrepareSettings
 from mrigsure.workers import keep_freed_memory
 from recon.baselines import baseline, best_lambda_with_truth, choose_lambda
-from recon.metrics import psnr, z_squared
+from recon.metrics import body_mask, psnr, z_squared
 from recon.reconstruct import reconstruct_scans
 from recon.samplers import DEFAULT, SAMPLERS, draws
 from recon.uncertainty import body_sums, moments, scatter
@@ -97,7 +97,7 @@ def brain_16(prior, options):
     for number in range(options.slices or 4):
         for rate, lines in BRAIN_LINES.items():
             scan = partial(_masked, raw, number, "random", rate, lines / 128)
-            yield f"R = {rate}/{number}", partial(_compare, prior, scan, number)
+            yield f"R = {rate}/{number}", partial(_compare, prior, scan, number, measured=True)
 
 
 def brains_8(prior, options):
@@ -108,7 +108,7 @@ def brains_8(prior, options):
         for pattern, rate, center in masks:
             scan = partial(_masked, full, number, pattern, rate, center)
             name = "R" if pattern == "random" else "Poisson R"
-            yield f"{name} = {rate}/{number}", partial(_compare, prior, scan, number)
+            yield f"{name} = {rate}/{number}", partial(_compare, prior, scan, number, measured=True)
         yield f"held out/{number}", partial(_predict, prior, undersampled, number)
 
 
@@ -154,9 +154,14 @@ SECTIONS = {
 }
 
 
-def _compare(prior, make_scan, seed, before) -> Row:
-    """PSNR of the baselines, of the mean of the samples and of one (their average), z^2."""
+def _compare(prior, make_scan, seed, before, measured=False) -> Row:
+    """PSNR of the baselines, of the mean of the samples and of one (their average), z^2.
+
+    A measured target has noise, of which the scan shares what it sampled: the rest counts in z^2, and `ceiling` is the
+    PSNR that an image without any error would have (in air the magnitude has both parts of the noise).
+    """
     scan = make_scan()
+    noise = scan.noise_std * float(1 - scan.mask.mean()) ** 0.5 if measured else 0.0
     target = scan.target.abs().numpy()
     row = {by: before.get(by, {}) for by in ("held-out", "truth")}
     for method in () if before else BASELINES:
@@ -167,13 +172,15 @@ def _compare(prior, make_scan, seed, before) -> Row:
         for by, choice in choices.items():
             row[by][method] = round(psnr(baseline(method, scan, choice.value).abs().numpy(), target), 3)
     made = reconstruct_scans([scan], "posterior", prior, samples=SAMPLES, nfe=NFE, seed=seed, keep_samples=True)
-    return row | _figures(made.samples[0] * scan.scale, scan.target.numpy(), made.record["pairs"])
+    if measured:
+        row["ceiling"] = round(20 * np.log10(target.max() / noise) - 10 * np.log10(2 - body_mask(target).mean()), 3)
+    return row | _figures(made.samples[0] * scan.scale, scan.target.numpy(), made.record["pairs"], noise)
 
 
-def _figures(images, target, paired) -> Row:
+def _figures(images, target, paired, noise=0.0) -> Row:
     """PSNR of the mean of complex (samples, H, W), of one, and z^2."""
     found, truth = moments(images, paired=paired), np.abs(target)
-    z2 = z_squared(found.mean, target, np.sqrt(found.variance), scatter([body_sums(found)]))
+    z2 = z_squared(found.mean, target, np.sqrt(found.variance), scatter([body_sums(found)]), noise)
     return {
         "mean": round(psnr(np.abs(found.mean), truth), 3),
         "one": round(float(np.mean([psnr(np.abs(image), truth) for image in images])), 3),

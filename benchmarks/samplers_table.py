@@ -74,7 +74,8 @@ def _compared(section, rows):
             told = [average(method, by) for by in ("held-out", "truth") if by in mine[0]]
             base.append(" / ".join(f"{value:.{digits}f}" for value in told))
         ours = [f"{average(key):.{digits}f}" for key in ("mean", "one")]
-        cells.append([case, len(mine), *base, *ours, f"{average('z2'):.2f}" if "z2" in mine[0] else ""])
+        others = [f"{average(key):.{places}f}" if key in mine[0] else "" for key, places in (("z2", 2), ("ceiling", 1))]
+        cells.append([case, len(mine), *base, *ours, *others])
         bar = GAINS.get(section, {}).get(case)
         if bar is not None:
             rivals = methods if section == "phantoms" else ["l1-wavelet"]
@@ -82,7 +83,7 @@ def _compared(section, rows):
             bars.append(Bar(_gain_name(section, case, bar), f"{gain:+.2f} dB", gain - bar))
     if cells:
         print(f"\n{section}: PSNR in dB, lambda by held-out lines / by the truth; held out: energy missed")
-        status_table(cells, ("case", "rows", *methods, "mean of 8", "one", "z^2"))
+        status_table(cells, ("case", "rows", *methods, "mean of 8", "one", "z^2", "ceiling"))
     else:
         print(f"\n{section}: no rows")
     seen = {bar.what for bar in bars}

@@ -45,14 +45,17 @@ def coverage(lower: np.ndarray, upper: np.ndarray, target: np.ndarray, mask: np.
     return float(np.mean(((lower <= magnitude) & (magnitude <= upper))[mask]))
 
 
-def z_squared(image: np.ndarray, target: np.ndarray, std: np.ndarray, scatter: float) -> float:
+def z_squared(
+    image: np.ndarray, target: np.ndarray, std: np.ndarray, scatter: float, target_noise: float = 0.0
+) -> float:
     """Squared error of the mean of K draws over what their spread announces, (1 + scatter) std^2, inside the body.
 
     scatter  variance of the mean over that of a draw: 1/K of independent draws, less of pairs (recon/uncertainty.py)
+    target_noise  deviation per real part of a measured target's noise that the scan does not share; announced too
     1 where the uncertainty is right, above where it is too small. Complex images of the same phase convention are
     compared as they are; of real magnitudes the error is expected to be half of it, the part along the phase.
     """
     body = body_mask(target)
     error = np.sum(np.abs(image - target)[body].astype(np.float64) ** 2)
-    expected = np.sum(std[body].astype(np.float64) ** 2) * (1 + scatter)
+    expected = np.sum(std[body].astype(np.float64) ** 2) * (1 + scatter) + 2 * target_noise**2 * np.sum(body)
     return float(error / (expected if np.iscomplexobj(target) else expected / 2))

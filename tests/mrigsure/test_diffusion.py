@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from mrigsure import diffusion
 from mrigsure.diffusion import (
+    LOG_SIGMA,
     complete_and_solve,
     diffuse_adjoint,
+    draw_sigma,
     independent_kspace,
     lowest_solve_sigma,
     noisier_scan,
@@ -172,3 +175,15 @@ def test_target_variance_is_the_stated_one(diffuse):
     else:
         stated = SIGMA0**2 * diffusion.GAMMA / (diffusion.GAMMA - 1)
     assert measured == pytest.approx(stated, rel=0.01)
+
+
+def test_training_levels_have_their_distribution_one_by_one_and_fill_its_quantiles_together():
+    low, high, rng = torch.tensor([0.01, 0.02, 0.05, 0.01]), 5.0, generator(0)
+    normal = torch.distributions.Normal(*LOG_SIGMA)
+    drawn = torch.stack([draw_sigma(low, high, rng) for _ in range(2000)]).log()
+    below, above = normal.cdf(low.log()), normal.cdf(torch.tensor(high).log())
+    quantile = (normal.cdf(drawn) - below) / (above - below)
+    for entry in quantile.T:
+        assert kstest(entry.numpy(), "uniform").pvalue > 1e-3
+    assert ((4 * quantile.sort(dim=1).values).floor() == torch.arange(4)).all(), "one in every quarter"
+    assert abs(torch.corrcoef(quantile.T)[0, 1] + 1 / 3) < 0.1, "of which any entry may have any"

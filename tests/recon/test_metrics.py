@@ -42,6 +42,10 @@ def test_z_squared_of_calibrated_draws_is_one(samples):
     assert z_squared(mean, target, std, 1 / samples) == pytest.approx(1, abs=0.04)
     assert z_squared(np.abs(mean), np.abs(target), std, 1 / samples) == pytest.approx(1, abs=0.05)
     assert z_squared(mean, target, std / 2, 1 / samples) == pytest.approx(4, abs=0.2)
+    measured = target + 0.7 * noise()
+    assert z_squared(mean, measured, std, 1 / samples) > 1.2
+    assert z_squared(mean, measured, std, 1 / samples, target_noise=0.7) == pytest.approx(1, abs=0.04)
+    assert z_squared(np.abs(mean), np.abs(measured), std, 1 / samples, target_noise=0.7) == pytest.approx(1, abs=0.05)
 
 
 def test_coverage_counts_magnitudes_inside_the_mask_alone():
