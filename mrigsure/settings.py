@@ -165,7 +165,7 @@ class TrainSettings:
         round_steps: updates in each round
         round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
         round_samples: draws kept of each scan; two or more where scans teach
-        round_levels: levels of each draw in a round
+        round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
             three times the data's noise; draws: draws alone, as expectation-maximisation has it
