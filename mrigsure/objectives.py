@@ -26,7 +26,7 @@ from mrigsure.seeds import complex_noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _LEAST_Q = 0.05  # 1/q is clipped there
-DRAWS_ALONE = 2.0  # times the lowest level of a solve: below it draws are the targets (docs/method.md, section 8)
+DRAWS_ALONE = 2.0  # times the lowest level of a solve: below it draws are the targets (docs/refinement.md)
 
 
 def split_gsure(

@@ -56,7 +56,7 @@ _MOST_ITERATIONS = 7  # of a level; to the end they would take 1 to 3% off the s
 _NOISY, _NOISY_ITERATIONS = 2 * SIGMA_DATA, 2  # above this level so few do as well: noise hides what they leave
 _MOST_WITH_SETS = 60  # no preconditioner knows how the sets' images are told apart
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
-SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; measured in docs/method.md, section 8
+SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; docs/refinement.md
 _SWEEP_STEPS = 3  # of the prior, from SWEEP_SIGMA to a sixth of it
 
 
