@@ -3,8 +3,8 @@
 # Every scan is simulated undersampled and noisy; the targets that the parity bench keeps are never read in training.
 # A run that was stopped goes on. The prior that ships went through these stages with the versions of their day: seven
 # rounds were drawn with 8 levels, the stages before the rounds that scans teach learned at full resolution alone once
-# they were compiled, and those rounds had no second draw (CHANGELOG.md). training.json has every stage's settings and
-# figures.
+# they were compiled, those rounds had no second draw, and no round's draws ended in sweeps (CHANGELOG.md). training.json
+# has every stage's settings and figures.
 set -euo pipefail
 out=${1:?usage: train_shipped_prior.sh FOLDER}
 here=$(cd "$(dirname "$0")/.." && pwd)
