@@ -244,7 +244,7 @@ def run(options):
     train(settings)
     folders = {number: work / name / f"round_{number}" for number in range(settings.rounds + 1)}
     if options.last_steps:
-        folders[0 if oracle else options.rounds + 1] = _last(settings, folders[settings.rounds], options)
+        folders[0 if oracle else options.rounds + 1] = _last(settings, options)
     opened = open_archive([str(scans)], VALIDATION, options.seed)
     for number, folder in folders.items():
         if (oracle or number in options.measure) and folder.is_dir():
@@ -256,13 +256,13 @@ def run(options):
             yield f"{name}-round{number}", row
 
 
-def _last(settings, start, options) -> Path:
-    """Go on from the prior in `start` by one long round of larger batches, the rate falling all through."""
+def _last(settings, options) -> Path:
+    """Go on from the prior that the training chose by a long round of larger batches, the rate falling all through."""
     out, oracle = Path(f"{settings.out}-last"), settings.objective == "supervised"
     steps = {"steps": options.last_steps} if oracle else {"steps": 0, "rounds": 1, "estimate_rounds": 0}
     steps |= {"round_steps": options.last_steps, "round_scans": options.last_scans}
     steps |= {"batch_size": options.last_batch_size, "decay": 1.0}
-    train(replace(settings, out=str(out), init_from=str(start), **steps))
+    train(replace(settings, out=str(out), init_from=settings.out, **steps))
     return out / ("round_0" if oracle else "round_1")
 
 
