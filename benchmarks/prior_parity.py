@@ -248,7 +248,11 @@ def run(options):
         folders[0 if oracle else options.rounds + 1] = _last(settings, options)
     opened = open_archive([str(scans)], VALIDATION, options.seed)
     for number, folder in folders.items():
-        if (oracle or number in options.measure) and folder.is_dir():
+        if not (oracle or number in options.measure):
+            continue
+        if not folder.is_dir():
+            say(f"{name}: no round {number}, it was refused or not reached")
+        else:
             prior = load_prior(folder, options.device, precision="bf16")
             prior = calibrated_on(prior, opened.held_apart(VALIDATION_SCANS), LEVELS, options.seed, options.device)
             row = measure(prior, options.bench, options.test_rates, options.slices, device=options.device)
