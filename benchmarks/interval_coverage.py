@@ -46,7 +46,7 @@ JUDGED = 1
 def with_true_maps(acceleration, slices, heads):
     """Scans of the population, each with its clean magnitude in the raw data's units."""
     for index in range(slices):
-        rng = np.random.default_rng([31, acceleration, index])
+        rng = np.random.default_rng([SEED, acceleration, index])
         scan = random_scan(
             rng,
             (MATRIX, MATRIX),

@@ -202,8 +202,9 @@ def draw(
 
     def swept(x):
         levels = [*sigma_schedule(_SWEEP_STEPS, SWEEP_SIGMA, max(lowest, SWEEP_SIGMA / 6), _SPACING).tolist(), 0.0]
+        factor = white(SWEEP_SIGMA)
         for _ in range(sweeps):
-            x = solved(x, white(SWEEP_SIGMA), _MOST_ITERATIONS, True)
+            x = solved(x, factor, _MOST_ITERATIONS, True)
             for sigma, following in pairwise(levels):
                 x0, kept = denoise(x, torch.full(shape[:1], sigma, device=kspace.device)), following / sigma
                 x = x0 + kept**2 * (x - x0)
@@ -226,7 +227,7 @@ def draw(
         if after_level:
             after_level(level + 1)
         if last:
-            return swept(estimate)
+            return swept(estimate) if sweeps else estimate
         fresh = eta * noise()
         if eta < 1:
             fresh += (1 - eta**2) ** 0.5 * (x - estimate) / sigma
