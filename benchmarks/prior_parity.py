@@ -76,7 +76,7 @@ SIZE = {"phantom": 64, "real": 128, "tiny": 32}
 TINY = {
     "bench": "tiny", "arm": "solve", "rates": [4], "seed": 0, "scans": 48, "steps": 60, "rounds": 2, "round_steps": 30,
     "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0,
-    "last_steps": 0, "device": "cpu", "compile": False, "measure": [2], "slices": 2,
+    "last_rounds": 0, "last_steps": 0, "device": "cpu", "compile": False, "measure": [2], "slices": 2,
 }  # fmt: skip
 
 
@@ -245,10 +245,10 @@ def run(options):
     train(settings)
     folders = {number: work / name / f"round_{number}" for number in range(settings.rounds + 1)}
     if options.last_steps:
-        folders[0 if oracle else options.rounds + 1] = _last(settings, options)
+        folders |= _last(settings, options)
     opened = open_archive([str(scans)], VALIDATION, options.seed)
     for number, folder in folders.items():
-        if not (oracle or number in options.measure):
+        if number not in (*options.measure, max(folders)):
             continue
         if not folder.is_dir():
             say(f"{name}: no round {number}, it was refused or not reached")
@@ -261,14 +261,19 @@ def run(options):
             yield f"{name}-round{number}", row
 
 
-def _last(settings, options) -> Path:
-    """Go on from the prior that the training chose by a long round of larger batches, the rate falling all through."""
+def _last(settings, options) -> dict[int, Path]:
+    """Go on from the prior that the training chose by long rounds of larger batches, the rate falling all through."""
     out, oracle = Path(f"{settings.out}-last"), settings.objective == "supervised"
-    steps = {"steps": options.last_steps} if oracle else {"steps": 0, "rounds": 1, "estimate_rounds": 0}
-    steps |= {"round_steps": options.last_steps, "round_scans": options.last_scans}
-    steps |= {"batch_size": options.last_batch_size, "decay": 1.0}
-    train(replace(settings, out=str(out), init_from=settings.out, **steps))
-    return out / ("round_0" if oracle else "round_1")
+    rounds, steps = options.last_rounds, options.last_steps
+    if oracle:
+        longer = {"steps": rounds * steps}
+    else:
+        longer = {"steps": 0, "rounds": rounds, "round_steps": steps, "estimate_rounds": 0}
+    longer |= {"round_scans": options.last_scans, "batch_size": options.last_batch_size, "decay": 1.0}
+    train(replace(settings, out=str(out), init_from=settings.out, **longer))
+    if oracle:
+        return {0: out / "round_0"}
+    return {options.rounds + number: out / f"round_{number}" for number in range(1, rounds + 1)}
 
 
 def record(key, row):
@@ -317,7 +322,8 @@ def show(results):
 def _is_last(number, row):
     """Is "round17" the prior that the training ended with?"""
     settings = row["settings"]
-    return int(number[5:]) == settings["rounds"] + (settings.get("last_steps", 0) > 0)
+    last = settings.get("last_rounds", 1) if settings.get("last_steps", 0) else 0
+    return int(number[5:]) == settings["rounds"] + last
 
 
 def _equal_scanner_time(results):
@@ -375,19 +381,22 @@ def main():
     parser.add_argument("--work", help="folder for scans and priors")
     parser.add_argument("--scans", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--round-steps", type=int, default=500)
     parser.add_argument("--round-levels", type=int, default=20)
     parser.add_argument("--round-scans", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)
-    parser.add_argument("--last-steps", type=int, default=1600, help="updates of one round more, the rate falling")
-    parser.add_argument("--last-scans", type=int, default=640)
+    parser.add_argument("--last-rounds", type=int, default=2, help="longer ones that follow, the rate falling")
+    parser.add_argument("--last-steps", type=int, default=1600, help="updates of each; 0 for no such rounds")
+    parser.add_argument("--last-scans", type=int, default=800)
     parser.add_argument("--last-batch-size", type=int, default=16)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 8, 16, 17], help="rounds to measure")
+    parser.add_argument(
+        "--measure", type=int, nargs="+", default=[0, 1, 3, 8], help="rounds to measure beside the last"
+    )
     parser.add_argument("--slices", type=int, default=32)
     options = parser.parse_args()
     options.test_rates = list(RATES)

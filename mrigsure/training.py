@@ -270,18 +270,20 @@ class Trainer:
 
     def _validate(self):
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""
-        figures = from_main(
+        self._record(self._figures(self.bands, _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
+
+    def _figures(self, bands, levels):
+        return from_main(
             self.accelerator,
             lambda: held_out_figures(
                 self.denoise,
                 self._scans_for_figures,
-                draw_levels(_VALIDATION_LEVELS, self.lowest, self.settings.sigma_max),
-                spread=PixelSpectrumSpread(self.bands),
+                draw_levels(levels, self.lowest, self.settings.sigma_max),
+                spread=PixelSpectrumSpread(tuple(bands)),
                 seed=self.settings.seed,
                 device=self.device,
             ),
         )
-        self._record(figures, loss=float(f"{self.loss:.4g}"))
 
     def _judge(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
@@ -291,7 +293,7 @@ class Trainer:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
         better = not self.best or figures.energy < self.best["energy"]
         checked = not (better or self.settings.estimates(self.round) or self.settings.objective == "denoised")
-        lost = _lost_bands(drawn, self.before.get("power")) if checked else ()
+        lost = self._lost_in_round(drawn) if checked else ()
         self._record(
             figures,
             bands=[round(band, 3) for band in self.bands],
@@ -312,6 +314,18 @@ class Trainer:
         self.before = {"power": list(drawn.power)}
         if better or not self.settings.rounds:
             self.best = candidate
+
+    def _lost_in_round(self, drawn) -> tuple[int, ...]:
+        """Bands that lost power in this round, with the factors calibrated now and with those of the round before.
+
+        A calibration on few scans moves a band's power by some percent, the same network's too.
+        """
+        before = self.before.get("power")
+        lost = _lost_bands(drawn, before)
+        if not lost:
+            return ()
+        again = self._figures(self.before["draw_bands"], _CALIBRATION_LEVELS)
+        return tuple(band for band in _lost_bands(again, before) if band in lost)
 
     def _candidate(self, figures):
         return {

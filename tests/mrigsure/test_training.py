@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -320,6 +321,28 @@ def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     start = load_prior(learned).denoiser.state_dict()
     assert all(torch.equal(state["model"][key], value) for key, value in start.items())
     assert (folder / "model.safetensors").read_bytes() == (learned / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("as_before", "refused"), [(1.0, False), (0.97, False), (0.9, True)])
+def test_a_round_is_not_refused_for_what_a_new_calibration_moved(tiny_scans, tmp_path, monkeypatch, as_before, refused):
+    """Each calibration widens the bands and finds less power; what counts is the power with the bands of before."""
+    asked = []
+
+    def calibrate(*_, start, match, **__):
+        rounds = round((start[0] - 1) / 0.25)
+        return tuple(band + 0.25 for band in start), figures_of(float(rounds), power=0.89 * 0.5**rounds)
+
+    def figures(*_, spread, **__):
+        asked.append(spread.bands)
+        return figures_of(0.0, power=as_before * 0.89)
+
+    monkeypatch.setattr(training, "calibrate_spread", calibrate)
+    monkeypatch.setattr(training, "held_out_figures", figures)
+    monkeypatch.setattr(training.Trainer, "_validate_now", lambda *_: False)
+    with warnings.catch_warnings(record=True):
+        folder = train(settings(tiny_scans, tmp_path / "prior", rounds=1))
+    assert [entry["refused"] for entry in history_of(folder)] == [False, refused]
+    assert asked == [(1.25,) * 8], "the bands that the round drew with"
 
 
 def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned, tiny_scans, tmp_path, monkeypatch):
