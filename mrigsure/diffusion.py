@@ -26,6 +26,20 @@ def sigma_schedule(levels: int, sigma_max: float, sigma_min: float, rho: float =
     return ((high + ramp * (low - high)) ** rho).float()
 
 
+def renoised(x: Tensor, estimate: Tensor, sigma: float, following: float, fresh: float, noise: Tensor) -> Tensor:
+    """estimate + following (sqrt(1 - fresh) (x - estimate) / sigma + sqrt(fresh) n): x at the following level.
+
+    fresh  share of the noise's variance that is new: 0 is DDIM, 1 forgets x
+    """
+    kept = (1 - fresh) ** 0.5 * (x - estimate) / sigma
+    return estimate + following * (kept + fresh**0.5 * noise)
+
+
+def ancestral(sigma: float, following: float) -> float:
+    """`fresh` of a DDPM step, which follows the reverse diffusion: 1 - (following / sigma)^2."""
+    return 1 - (following / sigma) ** 2
+
+
 def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
     """Training noise levels, one per entry of `low`: ln sigma ~ N(-1.5, 1.5^2), truncated to [low, high].
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from mrigsure.denoiser import Prior
-from mrigsure.diffusion import sigma_schedule
+from mrigsure.diffusion import ancestral, renoised, sigma_schedule
 from mrigsure.fourier import blur, radial_bands, radius
 from mrigsure.operators import SenseOperator, conjugate_gradients
 from mrigsure.scan import SIGMA_DATA, ScanBatch
@@ -206,10 +206,8 @@ def draw(
         for _ in range(sweeps):
             x = solved(x, factor, _MOST_ITERATIONS, True)
             for sigma, following in pairwise(levels):
-                x0, kept = denoise(x, torch.full(shape[:1], sigma, device=kspace.device)), following / sigma
-                x = x0 + kept**2 * (x - x0)
-                if following:
-                    x += following * (1 - kept**2) ** 0.5 * noise()
+                x0 = denoise(x, torch.full(shape[:1], sigma, device=kspace.device))
+                x = renoised(x, x0, sigma, following, ancestral(sigma, following), noise()) if following else x0
         return x
 
     if start is None:
@@ -228,10 +226,7 @@ def draw(
             after_level(level + 1)
         if last:
             return swept(estimate) if sweeps else estimate
-        fresh = eta * noise()
-        if eta < 1:
-            fresh += (1 - eta**2) ** 0.5 * (x - estimate) / sigma
-        x = estimate + float(sigmas[level + 1]) * fresh
+        x = renoised(x, estimate, sigma, float(sigmas[level + 1]), eta**2, noise())
     raise ValueError("sigmas is empty")
 
 

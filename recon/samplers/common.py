@@ -57,20 +57,6 @@ def denoised_with_pullback(denoise: Denoise, x: Tensor, sigma: float) -> tuple[T
     return x0.detach(), lambda v: torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
 
-def renoised(x: Tensor, estimate: Tensor, sigma: float, following: float, fresh: float, noise: Tensor) -> Tensor:
-    """estimate + following (sqrt(1 - fresh) (x - estimate) / sigma + sqrt(fresh) n): x at the following level.
-
-    fresh  share of the noise's variance that is new: 0 is DDIM, 1 forgets x
-    """
-    kept = (1 - fresh) ** 0.5 * (x - estimate) / sigma
-    return estimate + following * (kept + fresh**0.5 * noise)
-
-
-def ancestral(sigma: float, following: float) -> float:
-    """`fresh` of a DDPM step, which follows the reverse diffusion: 1 - (following / sigma)^2."""
-    return 1 - (following / sigma) ** 2
-
-
 def isotropic_variance(sigma: float) -> float:
     """r^2 = sigma^2 s^2 / (sigma^2 + s^2), the variance of x given x_sigma under a white prior of s = SIGMA_DATA.
 

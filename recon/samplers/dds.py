@@ -13,9 +13,10 @@ knows best. xh is a mean, not a draw, and samples vary too little. One evaluatio
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import renoised
 from mrigsure.operators import conjugate_gradients
 from mrigsure.scan import ScanBatch
-from recon.samplers.common import Denoise, denoised, image_noise, isotropic_variance, levels, renoised
+from recon.samplers.common import Denoise, denoised, image_noise, isotropic_variance, levels
 
 _CG_STEPS = 5
 _ETA = 0.85

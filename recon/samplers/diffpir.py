@@ -12,8 +12,9 @@ level, no backward pass.
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import renoised
 from mrigsure.scan import ScanBatch
-from recon.samplers.common import Denoise, denoised, image_noise, levels, proximal, renoised
+from recon.samplers.common import Denoise, denoised, image_noise, levels, proximal
 
 _ZETA = 0.3
 

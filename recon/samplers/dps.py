@@ -16,15 +16,14 @@ one backward pass (about two evaluations of time) a level.
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import ancestral, renoised
 from mrigsure.scan import ScanBatch
 from recon.samplers.common import (
     Denoise,
-    ancestral,
     data_residual,
     denoised_with_pullback,
     image_noise,
     levels,
-    renoised,
 )
 
 

@@ -21,15 +21,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import ancestral, renoised
 from mrigsure.scan import ScanBatch
 from recon.samplers.common import (
     Denoise,
-    ancestral,
     data_residual,
     denoised_with_pullback,
     image_noise,
     levels,
-    renoised,
 )
 
 _STEPS = 10

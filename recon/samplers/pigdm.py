@@ -13,16 +13,15 @@ deviation, 1 in the paper. One evaluation and one backward pass (about two evalu
 import torch
 from torch import Tensor
 
+from mrigsure.diffusion import ancestral, renoised
 from mrigsure.scan import ScanBatch
 from recon.samplers.common import (
     Denoise,
-    ancestral,
     denoised_with_pullback,
     image_noise,
     isotropic_variance,
     levels,
     proximal,
-    renoised,
 )
 
 

@@ -8,12 +8,13 @@ from torch import nn
 
 from mrigsure.adapters import FlatDenoiser, flat_measurement, to_images, to_vectors
 from mrigsure.denoiser import DenoiserConfig, Prior
+from mrigsure.diffusion import ancestral, renoised
 from mrigsure.errors import InputError
 from mrigsure.fourier import fft2c, ifft2c
 from mrigsure.scan import Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
 from recon.samplers import SAMPLERS, default_sampler, draws
-from recon.samplers.common import ancestral, isotropic_variance, proximal, renoised
+from recon.samplers.common import isotropic_variance, proximal
 from recon.samplers.dps import dps_step
 from recon.samplers.mmps import gmres, guided_mean
 from recon.samplers.pigdm import pigdm_step
