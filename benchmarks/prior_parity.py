@@ -304,11 +304,11 @@ def show(results):
     for key, row in results.items():
         bench, arm, rates, seed, number = key.split("-")
         oracle = results.get(f"{bench}-oracle-{ORACLE_RATES}-{seed}-round0")
-        if arm.startswith("oracle") or oracle is None or not _is_last(number, row):
+        if arm.startswith("oracle") or oracle is None or not is_last(number, row):
             continue
         cells = [key]
         for rate in RATES:
-            gap, half = _paired(oracle, row, rate)
+            gap, half = paired(oracle, row, rate)
             cells.append(f"{gap:.2f} +- {half:.2f}")
             if arm == BEST:
                 excess.append(gap + half - BAR[rate])
@@ -319,7 +319,7 @@ def show(results):
     return max(excess, default=float("nan"))
 
 
-def _is_last(number, row):
+def is_last(number, row):
     """Is "round17" the prior that the training ended with?"""
     settings = row["settings"]
     last = settings.get("last_rounds", 1) if settings.get("last_steps", 0) else 0
@@ -332,15 +332,15 @@ def _equal_scanner_time(results):
     for key, row in results.items():
         bench, arm, rates, seed, number = key.split("-")
         few = results.get(f"{bench}-oracle500-{ORACLE_RATES}-{seed}-round0")
-        if (arm, rates) == (BEST, "R4") and few and _is_last(number, row):
-            gains = [_paired(row, few, rate) for rate in RATES]
+        if (arm, rates) == (BEST, "R4") and few and is_last(number, row):
+            gains = [paired(row, few, rate) for rate in RATES]
             rows.append([key, *(f"{gain:+.2f} +- {half:.2f}" for gain, half in gains)])
     if rows:
         print("\nthe same hours on the scanner: dB above the oracle of 500 clean scans, mean of 8 samples")
         status_table(rows, ("prior", *(f"R = {r}" for r in RATES)))
 
 
-def _paired(row, other, rate):
+def paired(row, other, rate):
     """PSNR of the mean, `row` above `other` on the slices that both have: mean, half its 95% interval."""
     pair = [np.array(r["rates"][str(rate)]["psnr_mean"]) for r in (row, other)]
     gain = np.subtract(*(values[: min(map(len, pair))] for values in pair))

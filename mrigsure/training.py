@@ -49,8 +49,9 @@ _CALIBRATION_LEVELS = 20  # those of a reconstruction at 30 evaluations
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
 _JUDGED = 3  # times validation_scans: the energy of 16 scans hardly follows the true error from round to round
 _POWER_LOSS = 0.95
-"""A collapsed band's power, over what it was before the round, below which the round is to blame. Through rounds that
-all lowered the true error it went up and down by up to 4% (64 x 64 bench, 16 scans)."""
+"""A collapsed band's power, over what it was before the round, below which the round is to blame, if that is below 1
+by two standard errors, too. Through rounds that all lowered the true error it went up and down by up to 11% (64 x 64
+bench, 16 scans): a few strong samples make it."""
 _PICTURES, _PICTURE_LEVELS = 4, 20
 
 
@@ -311,21 +312,20 @@ class Trainer:
         if self.settings.keep_rounds:
             self._save(self.folder / f"round_{self.round}", candidate)
         self.stale = 0 if better else self.stale + 1
-        self.before = {"power": list(drawn.power)}
+        self.before = {"drawn": drawn.drawn}
         if better or not self.settings.rounds:
             self.best = candidate
 
     def _lost_in_round(self, drawn) -> tuple[int, ...]:
-        """Bands that lost power in this round, with the factors calibrated now and with those of the round before.
+        """Bands that lost power in this round: with the factors calibrated now, and surely so with those of before.
 
         A calibration on few scans moves a band's power by some percent, the same network's too.
         """
-        before = self.before.get("power")
-        lost = _lost_bands(drawn, before)
-        if not lost:
+        before = self.before.get("drawn")
+        if before is None or not (lost := _lost_bands(drawn, before)):
             return ()
         again = self._figures(self.before["draw_bands"], _CALIBRATION_LEVELS)
-        return tuple(band for band in _lost_bands(again, before) if band in lost)
+        return tuple(band for band in _lost_bands(again, before, errors=2) if band in lost)
 
     def _candidate(self, figures):
         return {
@@ -428,7 +428,7 @@ class Trainer:
             "lowest": self.lowest,
             "bands": list(self.bands),
             "draw_bands": list(self.draw_bands),
-            "power": self.before.get("power"),
+            "drawn": self.before.get("drawn"),
         }
         return cloned(learned) | found
 
@@ -475,11 +475,11 @@ def _refuse_undersampled(archive, objective):
             raise InputError(volume.path, found, f"fully sampled scans for --objective {objective}")
 
 
-def _lost_bands(figures, before) -> tuple[int, ...]:
-    """Bands above the noise whose power is below 0.9 of the data's, and below what it was before the round."""
-    if before is None:
-        return ()
-    return tuple(b for b in figures.collapsed() if before[b] is not None and figures.power[b] < _POWER_LOSS * before[b])
+def _lost_bands(figures, before, errors=0) -> tuple[int, ...]:
+    """Bands above the noise whose power is below 0.9 of the data's and fell by more than so many standard errors."""
+    change, error = figures.power_change(before)
+    lost = (change < _POWER_LOSS) & (change + errors * error < 1)
+    return tuple(band for band in figures.collapsed() if lost[band])
 
 
 def _warm_average(decay):

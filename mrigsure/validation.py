@@ -12,7 +12,7 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class HeldOutFigures:
 
     spread_needed is the error over the draws' variance, noise taken off; power_needed the factor on that variance which
     would give the draws the data's power; spread_error and power_error the standard errors of the two, by how much the
-    scans differ; signal the data's power over the noise's.
+    scans differ; signal the data's power over the noise's. drawn has the draws' power scan by scan, (scans, BANDS).
     """
 
     residual: float
@@ -48,12 +48,14 @@ class HeldOutFigures:
     spread_error: tuple[float | None, ...]
     power_error: tuple[float | None, ...]
     signal: tuple[float | None, ...]
+    drawn: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict:
-        """Plain numbers for JSON, four significant digits."""
+        """Plain numbers for JSON, four significant digits; all but `drawn`."""
         return {
             key: [_four_digits(v) for v in value] if isinstance(value, tuple) else _four_digits(value)
             for key, value in asdict(self).items()
+            if key != "drawn"
         }
 
     def collapsed(self) -> tuple[int, ...]:
@@ -63,6 +65,10 @@ class HeldOutFigures:
             for band, (power, signal) in enumerate(zip(self.power, self.signal, strict=True))
             if power is not None and power < 0.9 and signal > 1
         )
+
+    def power_change(self, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Per band, the draws' power over that of `before`, draws for the same lines, and its standard error."""
+        return _ratio(self.drawn, before, guesses=0)
 
 
 def held_out_figures(
@@ -146,19 +152,20 @@ def held_out_figures(
         spread_error=seen(needed_error),
         power_error=seen(missing_error),
         signal=per_band(signal, sums["noise"]),
+        drawn=scan_sums["drawn"],
     )
 
 
-def _ratio(above, below):
+def _ratio(above, below, guesses=2):
     """Per band, sum over scans of `above` over that of `below`, and its standard error; both arrays (scans, BANDS).
 
-    How a few scans scatter is no more than a guess: two more count with it, that scatter by the ratio itself.
+    How a few scans scatter is no more than a guess: `guesses` more count with it, that scatter by the ratio itself.
     """
     total, count = below.sum(0).clamp_min(1e-12), (below > 0).sum(0).clamp_min(1)
     ratio = above.sum(0) / total
     scatter = (count * (above - ratio * below) / total).square().sum(0)
-    guess = 2 * ratio.square().clamp_min(_LEAST_RATIO**2)
-    return ratio, ((scatter + guess) / (count + 1) / count).sqrt()
+    guessed = guesses * ratio.square().clamp_min(_LEAST_RATIO**2)
+    return ratio, ((scatter + guessed) / (count - 1 + guesses).clamp_min(1) / count).sqrt()
 
 
 def _four_digits(value):

@@ -98,6 +98,20 @@ def test_no_scan_has_no_line_to_hold_out():
         figures(scans=[])
 
 
+def test_the_change_of_power_is_paired_scan_by_scan():
+    """A loss that all scans share is sure; the standard error is that of repeated samples of as many scans."""
+    found = figures()
+    change, error = replace(found, drawn=0.8 * found.drawn).power_change(found.drawn)
+    assert torch.allclose(change[1:], torch.tensor(0.8).double()) and error[1:].max() < 1e-6
+    rng = np.random.default_rng(0)
+    before = torch.from_numpy(rng.gamma(2.0, size=(400, 16, BANDS)))
+    now = before * (0.8 + 0.1 * torch.from_numpy(rng.standard_normal(before.shape)))
+    told = [replace(found, drawn=one).power_change(other) for one, other in zip(now, before, strict=True)]
+    changes, errors = (torch.stack(part) for part in zip(*told, strict=True))
+    assert changes.mean() == pytest.approx(0.8, abs=0.003)
+    assert errors.square().mean().sqrt() == pytest.approx(float(changes.std()), rel=0.1)
+
+
 def test_no_truth_is_read():
     blind = [replace(scan, target=None) for scan in scans()]
     assert figures(scans=blind) == figures()
