@@ -10,15 +10,16 @@ development data at 128 x 128 with simulated coils and phase, tested on other st
 by refinement rounds that the scans teach; in those of `draws`, which starts as `solve` does, draws alone do; `gaussian`
 starts the rounds from a fitted Gaussian; `oracle` is the same network trained on the clean images with as many updates,
 `oracle500` on 500 of them, as many as the scanner makes in the hours that the 2,000 took at R = 4. Every prior's draws
-are calibrated on held-out lines by the same rule. Every arm ends with a longer round of larger batches: what is left of
+are calibrated on held-out lines by the same rule. Every arm ends with long rounds of larger batches: what is left of
 the gap at high noise levels is the noise of gradients. A training that was stopped goes on where it was.
 
 Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with 8 levels;
 all are measured with the sampler as it is. They were trained at fewer low levels than those of `solve` and `oracle`;
-`oracle500` is to be trained anew (docs/method.md, section 8). Rounds before the last two, and rows of `draws` and
-`heldout`, were measured with a spread calibrated band by band, which cost up to .2 dB; the first 16 rounds of `solve`
-drew with it, too, and without sweeps (docs/refinement.md). The oracle on real slices was trained and measured on a GPU,
-without the last round, `solve` there not yet to its end.
+`oracle500` is to be trained anew (docs/method.md, section 8). Rounds of `solve` before the 16th, and rows of `draws`
+and `heldout`, were measured with a spread calibrated band by band, which cost up to .2 dB; the first 16 rounds of
+`solve` drew with it, too, and without sweeps. One long round follows them, so that it has 9,500 updates of 8 and 1,600
+of 16, where the oracles have 7,500 and 3,200 (docs/refinement.md). The oracle on real slices was trained and measured
+on a GPU, without long rounds, `solve` there not yet to its end.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.

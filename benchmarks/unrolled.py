@@ -89,7 +89,7 @@ def show(rows, priors) -> float:
                 arm == "oracle" or (arm == BEST and is_last(number, prior))
             ):
                 continue
-            table.append([name, *_cells(prior)])
+            table.append([name, *_cells(prior, len(row["rates"]["4"]["psnr_mean"]))])
             if arm == BEST:
                 gains = [paired(prior, row, rate) for rate in RATES]
                 table.append(["gain", *(f"{gain:+.2f} +- {half:.2f}" for gain, half in gains)])
@@ -99,9 +99,10 @@ def show(rows, priors) -> float:
     return min(margins, default=float("nan"))
 
 
-def _cells(row):
+def _cells(row, most=None):
+    """Means over the slices, at most so many, by rate."""
     for rate in RATES:
-        found = row["rates"][str(rate)]
+        found = {key: values[:most] for key, values in row["rates"][str(rate)].items() if key != "power"}
         one = f"{np.mean(found['psnr_one']):.2f} / " if "psnr_one" in found else ""
         yield f"{one}{np.mean(found['psnr_mean']):.2f} {np.mean(found['ssim_mean']):.3f}"
 
