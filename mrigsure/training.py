@@ -50,8 +50,8 @@ _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants
 _JUDGED = 3  # times validation_scans: the energy of 16 scans hardly follows the true error from round to round
 _POWER_LOSS = 0.95
 """A collapsed band's power, over what it was before the round, below which the round is to blame, if that is below 1
-by two standard errors, too. Through rounds that all lowered the true error it went up and down by up to 11% (64 x 64
-bench, 16 scans): a few strong samples make it."""
+by two standard errors, too. Through rounds that lowered the true error it went up and down by up to 8% (64 x 64 bench,
+16 scans): a few strong samples make it."""
 _PICTURES, _PICTURE_LEVELS = 4, 20
 
 
