@@ -321,8 +321,10 @@ class Trainer:
 
         A calibration on few scans moves a band's power by some percent, the same network's too.
         """
-        before = self.before.get("drawn")
-        if before is None or not (lost := _lost_bands(drawn, before)):
+        if (before := self.before.get("drawn")) is None:
+            return ()
+        before = before.cpu()  # a checkpoint's is on the device
+        if not (lost := _lost_bands(drawn, before)):
             return ()
         again = self._figures(self.before["draw_bands"], _CALIBRATION_LEVELS)
         return tuple(band for band in _lost_bands(again, before, errors=2) if band in lost)
