@@ -26,7 +26,6 @@ last line holds the largest excess over the bar, in dB.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import committed
 import numpy as np
 import torch
 
@@ -54,7 +54,7 @@ from mrigsure.validation import held_out_figures
 from recon.metrics import psnr, ssim, z_squared
 from recon.uncertainty import body_sums, moments, scatter
 
-RESULTS = Path(__file__).parent / "results" / "prior_parity.json"
+BENCH = "prior_parity"
 RATES = (2, 4, 6, 8)
 CENTER = {2: 0.16, 4: 0.125, 6: 0.08, 8: 0.06}
 ORACLE_RATES, BEST = "R4", "solve"
@@ -277,18 +277,6 @@ def _last(settings, options) -> dict[int, Path]:
     return {options.rounds + number: out / f"round_{number}" for number in range(1, rounds + 1)}
 
 
-def record(key, row):
-    results = committed() | {key: row}
-    RESULTS.parent.mkdir(exist_ok=True)
-    lines = [f"{json.dumps(k)}: {json.dumps(results[k], sort_keys=True)}" for k in sorted(results)]
-    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    say(f"{key} recorded")
-
-
-def committed() -> dict:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
 def show(results):
     """Every prior's figures, then the last rounds' gaps to the oracle; returns the largest excess over the bar."""
     rows = []
@@ -403,10 +391,11 @@ def main():
     options.test_rates = list(RATES)
     if options.arm:
         for key, row in run(options):
-            record(key, row)
+            committed.record(BENCH, key, row)
+            say(f"{key} recorded")
         return 0
-    excess = show({key: row for key, row in committed().items() if not key.startswith("tiny")})
-    same = rerun_tiny(committed()) if options.quick else True
+    excess = show({key: row for key, row in committed.rows(BENCH).items() if not key.startswith("tiny")})
+    same = rerun_tiny(committed.rows(BENCH)) if options.quick else True
     met = same and excess <= 0
     print(f"prior_parity_excess_dB {excess:.2f} 0.00 {'met' if met else 'missed'}")
     return 0 if met else 1

@@ -25,7 +25,6 @@ ratio to the bar.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
+import committed
 import numpy as np
 import torch
 from prior_parity import calibrated_on, simulate
@@ -41,7 +41,6 @@ from samplers_table import show
 
 from data_prep.prepare import prepare
 from mrigsure.denoiser import Prior, load_prior
-from mrigsure.files import atomic
 from mrigsure.fourier import fft2c
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, coil_maps, complex_normal, random_scan, random_volume
@@ -57,7 +56,7 @@ from recon.reconstruct import reconstruct_scans
 from recon.samplers import DEFAULT, SAMPLERS, draws
 from recon.uncertainty import body_sums, moments, scatter
 
-RESULTS = Path(__file__).parent / "results" / "samplers.json"
+BENCH = "samplers"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BASELINES = ("cg-sense", "l1-wavelet", "tv")
 CENTER_FRACTION = {4: 0.1, 6: 0.08, 8: 0.06}
@@ -312,19 +311,6 @@ def _needed(name):
     return path
 
 
-def committed() -> dict:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
-def record(key, row):
-    """Add a row to the file as it is now."""
-    results = committed() | {key: row}
-    RESULTS.parent.mkdir(exist_ok=True)
-    lines = [f"{json.dumps(k)}: {json.dumps(results[k], sort_keys=True)}" for k in sorted(results)]
-    with atomic(RESULTS) as partial_file:
-        partial_file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def run(section, prior, options):
     """Measure the rows that are missing, or of another prior; all where they are to be measured again."""
     fingerprint = prior.sha256[:8]
@@ -333,16 +319,16 @@ def run(section, prior, options):
     except _Missing as error:
         say(f"{section} skipped: {error}")
         return
-    known = {} if options.again else committed()
+    known = {} if options.again else committed.rows(BENCH)
     missing = [(key, measure) for key, measure in rows if known.get(key, {}).get("prior") != fingerprint]
     say(f"{section}: {len(missing)} of {len(rows)} rows to measure with prior {fingerprint}")
     for key, measure in track(missing, section):
-        record(key, measure(known.get(key, {})) | {"prior": fingerprint})
+        committed.record(BENCH, key, measure(known.get(key, {})) | {"prior": fingerprint})
 
 
 def rerun_small(prior) -> bool:
     """One small row again; it must come out as committed."""
-    before = committed().get(QUICK)
+    before = committed.rows(BENCH).get(QUICK)
     now = _timed(_calibrated(prior), partial(_phantom, 4, 0, SIZE), "default", NFE, DRAWS)["mean"]
     if before is None or before["prior"] != prior.sha256[:8]:
         print(f"{QUICK}: {now:.2f} dB, but no row of this prior is committed")
@@ -366,7 +352,7 @@ def main():
     if options.section:
         run(options.section, load_prior(options.prior), options)
         return 0
-    margin, met = show(committed())
+    margin, met = show(committed.rows(BENCH))
     if options.quick:
         met = rerun_small(load_prior(options.prior)) and met
     print(f"samplers_worst_margin {margin:.2f} 0.00 {'met' if met else 'missed'}")

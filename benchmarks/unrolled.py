@@ -18,17 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import committed
 import numpy as np
-from prior_parity import BEST, RATES, archive, committed, is_last, paired, simulate
+from prior_parity import BENCH as PRIORS
+from prior_parity import BEST, RATES, archive, is_last, paired, simulate
 
-from mrigsure.files import atomic
-from mrigsure.progress import say, status_table, track
+from mrigsure.progress import status_table, track
 from mrigsure.settings import TrainUnrolledSettings
 from recon.metrics import psnr, ssim
 from recon.train_unrolled import train_unrolled
 from recon.unrolled import RECORD, Unrolled, load_unrolled, unrolled_image
 
-RESULTS = Path(__file__).parent / "results" / "unrolled.json"
+BENCH = "unrolled"
 CHANNELS = (24, 48, 64, 64)  # of our priors
 QUICK = {"scans": 24, "steps": 10, "batch_size": 2, "channels": (8, 8), "unrolls": 2, "every": 10}
 
@@ -62,19 +63,6 @@ def measure(model, slices) -> dict:
             "ssim_mean": [round(ssim(*pair), 4) for pair in pairs],
         }
     return rates
-
-
-def results() -> dict:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
-def record(key, row):
-    rows = results() | {key: row}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with atomic(RESULTS) as partial_file:
-        lines = [f"{json.dumps(k)}: {json.dumps(rows[k], sort_keys=True)}" for k in sorted(rows)]
-        partial_file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    say(f"{key} recorded")
 
 
 def show(rows, priors) -> float:
@@ -126,12 +114,12 @@ def main():
         }
         model, told = train(options.work, **training, channels=CHANNELS, validation=0.02)
         row = {"rates": measure(model, options.slices), "update": told["update"], "loss": told["loss"]}
-        record(f"unrolled-R4-seed{options.seed}-{options.steps}", row | training)
-        record("quick", {"loss": quick_loss()})
+        committed.record(BENCH, f"unrolled-R4-seed{options.seed}-{options.steps}", row | training)
+        committed.record(BENCH, "quick", {"loss": quick_loss()})
         return 0
-    margin, same = show({k: v for k, v in results().items() if k != "quick"}, committed()), True
+    margin, same = show({k: v for k, v in committed.rows(BENCH).items() if k != "quick"}, committed.rows(PRIORS)), True
     if options.quick:
-        now, before = quick_loss(), results()["quick"]["loss"]
+        now, before = quick_loss(), committed.rows(BENCH)["quick"]["loss"]
         print(f"{QUICK['steps']} updates: loss {now:.4f} again, {before:.4f} committed")
         same = abs(now - before) < 0.02
     met = same and margin >= 0
