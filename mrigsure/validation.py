@@ -9,6 +9,8 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
     energy    the energy score of the predictive distribution per radial band, relative to |y| there, and the bands'
               mean: of all samples at once it is that of the few strongest, and hardly follows the true error
     power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
+    gain      per radial band, sum <y, m> over sum <x_i, x_j> of two draws: what their mean is to be multiplied by to come
+              nearest to the data. A posterior's mean leaves it at 1; above 1 it is shrunk
 """
 
 from collections.abc import Sequence
@@ -42,6 +44,7 @@ class HeldOutFigures:
     z2: float
     energy: float
     power: tuple[float | None, ...]
+    gain: tuple[float | None, ...]
     band_z2: tuple[float | None, ...]
     spread_needed: tuple[float | None, ...]
     power_needed: tuple[float | None, ...]
@@ -87,7 +90,7 @@ def held_out_figures(
     Scans of unequal matrix sizes are allowed. The same seed holds out the same lines and draws the same noise.
     Raises ValueError where no scan has a line to hold out.
     """
-    names = ("error", "noise", "variance", "data", "drawn")
+    names = ("error", "noise", "variance", "data", "drawn", "agreement", "shared")
     parts = {name: [torch.zeros(0, BANDS, dtype=torch.float64)] for name in names}  # scan by scan, (scans, BANDS)
     score, norm = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
     chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), _FEW)
@@ -112,6 +115,8 @@ def held_out_figures(
                 "variance": variance * (1 + 1 / samples),
                 "data": full.kspace.abs().square(),
                 "drawn": predicted.abs().square().mean(0),
+                "agreement": (full.kspace.conj() * mean).real,
+                "shared": mean.abs().square() - variance / samples,
             }
             index = radial_bands(group[0].shape, BANDS, device).expand_as(held)
             bins = (index + BANDS * torch.arange(len(group), device=device)[:, None, None, None])[held]
@@ -137,21 +142,24 @@ def held_out_figures(
     spread = scan_sums["variance"] / (1 + 1 / samples)
     missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - scan_sums["drawn"], spread)
 
+    heard = per_band(signal, sums["noise"])  # the data's own power over the noise's
+
+    def where_heard(values):
+        return tuple(v if h is not None and h > _LEAST_SIGNAL else None for v, h in zip(values, heard, strict=True))
+
     return HeldOutFigures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
         / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
         energy=float((score / norm)[norm > 0].mean()),
-        power=tuple(
-            value if relative is not None and relative > _LEAST_SIGNAL else None
-            for value, relative in zip(per_band(sums["drawn"], signal), per_band(signal, sums["noise"]), strict=True)
-        ),
+        power=where_heard(per_band(sums["drawn"], signal)),
+        gain=where_heard(per_band(sums["agreement"], sums["shared"])),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
         spread_needed=seen(needed),
         power_needed=seen(1 + missing),
         spread_error=seen(needed_error),
         power_error=seen(missing_error),
-        signal=per_band(signal, sums["noise"]),
+        signal=heard,
         drawn=scan_sums["drawn"],
     )
 

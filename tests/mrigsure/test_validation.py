@@ -56,6 +56,7 @@ def test_an_exact_prior_is_calibrated_and_keeps_the_power():
     for band in range(1, 6):  # the first has too few samples, the last too little signal
         assert exact.power[band] == pytest.approx(1, abs=0.15)
         assert exact.spread_needed[band] == pytest.approx(1, abs=0.2)
+        assert exact.gain[band] == pytest.approx(1, abs=0.15)
 
 
 def test_a_collapsed_prior_is_seen():
@@ -69,6 +70,33 @@ def test_a_collapsed_prior_is_seen():
     assert bad.z2 > 2
     assert bad.energy > 1.1 * good.energy
     assert bad.collapsed()
+
+
+def test_a_shrunk_mean_asks_for_its_gain(monkeypatch):
+    """Of draws 0.8 times as large as they should be the mean lacks a quarter of itself."""
+    plain, exact = validation.draw, figures()
+    monkeypatch.setattr(validation, "draw", lambda *given, **options: 0.8 * plain(*given, **options))
+    shrunk = figures()
+    for band in range(1, 6):
+        assert shrunk.gain[band] == pytest.approx(1.25 * exact.gain[band], rel=1e-3)
+        assert shrunk.power[band] == pytest.approx(0.64 * exact.power[band], rel=1e-3)
+
+
+def test_noise_of_the_draws_alone_leaves_the_gain(monkeypatch):
+    """Independent noise on draws adds to their power, not to what two of them share."""
+    plain, many = validation.draw, scans(30)
+    exact = figures(scans=many)
+    rng = generator(1, "more")
+
+    def noisier(*given, **options):
+        image = plain(*given, **options)
+        return image + 0.5 * complex_noise(image.shape, rng)
+
+    monkeypatch.setattr(validation, "draw", noisier)
+    noisy = figures(scans=many)
+    for band in range(1, 6):
+        assert noisy.gain[band] == pytest.approx(exact.gain[band], abs=0.1)
+    assert noisy.power[5] > 1.3 * exact.power[5]
 
 
 def test_the_energy_counts_every_band_alike(monkeypatch):
