@@ -9,8 +9,8 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
     energy    the energy score of the predictive distribution per radial band, relative to |y| there, and the bands'
               mean: of all samples at once it is that of the few strongest, and hardly follows the true error
     power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
-    gain      per radial band, sum <y, m> over sum <x_i, x_j> of two draws: what their mean is to be multiplied by to come
-              nearest to the data. A posterior's mean leaves it at 1; above 1 it is shrunk
+    gain      per radial band, sum <y, m> over sum <x_i, x_j> of two draws: what their mean is to be multiplied by to
+              come nearest to the data. A posterior's mean leaves it at 1; above 1 it is shrunk
 """
 
 from collections.abc import Sequence
