@@ -10,7 +10,8 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
               mean: of all samples at once it is that of the few strongest, and hardly follows the true error
     power     per radial band, power of the draws over that of the data, noise taken off: below 1 a prior collapses
     gain      per radial band, sum <y, m> over sum <x_i, x_j> of two draws: what their mean is to be multiplied by to
-              come nearest to the data. A posterior's mean leaves it at 1; above 1 it is shrunk
+              come nearest to the data. A posterior's mean leaves it at 1; above 1 it is shrunk; None where draws share
+              nothing
 """
 
 from collections.abc import Sequence
@@ -147,13 +148,16 @@ def held_out_figures(
     def where_heard(values):
         return tuple(v if h is not None and h > _LEAST_SIGNAL else None for v, h in zip(values, heard, strict=True))
 
+    pairs = zip(sums["agreement"].tolist(), sums["shared"].tolist(), strict=True)
+    shrunk = [agreement / shared if shared > 0 else None for agreement, shared in pairs]  # no mean is left at 0
+
     return HeldOutFigures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
         / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
         energy=float((score / norm)[norm > 0].mean()),
         power=where_heard(per_band(sums["drawn"], signal)),
-        gain=where_heard(per_band(sums["agreement"], sums["shared"])),
+        gain=where_heard(shrunk),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
         spread_needed=seen(needed),
         power_needed=seen(1 + missing),

@@ -99,6 +99,14 @@ def test_noise_of_the_draws_alone_leaves_the_gain(monkeypatch):
     assert noisy.power[5] > 1.3 * exact.power[5]
 
 
+def test_draws_that_share_nothing_have_no_gain(monkeypatch):
+    """Rather than one that divides by next to nothing: of two opposite draws the mean is 0."""
+    image = complex_noise((1, SIZE, SIZE), generator(2, "opposite"))
+    signs = itertools.cycle((1, -1))
+    monkeypatch.setattr(validation, "draw", lambda *_, **__: next(signs) * image)
+    assert figures(scans=scans(4)).gain == (None,) * BANDS
+
+
 def test_the_energy_counts_every_band_alike(monkeypatch):
     """Draws that lose the outer half of the bands, where a ten-thousandth of the power is, miss all of those bands."""
     inner = (radius((SIZE, SIZE)) < 0.5).float()
