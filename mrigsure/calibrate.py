@@ -5,10 +5,9 @@ A trained network's Jacobian understates its error, most of all in fine detail, 
 held-out lines, correct, repeat. No truth is used.
 
     z2     the error of the mean is what the spread announces: the right uncertainty, for reconstruction
-    power  the draws have the data's power: a fixed point of expectation-maximisation, for refinement, whose draws are
-           probed more often. Where a network
-           shrinks detail more than the exact mean would, z^2 = 1 leaves its draws with too little power, and a round
-           would learn that; the width that power asks for is then a little more than z^2 does
+    power  the draws have the data's power once their mean is unshrunk (shrinkage.py): a fixed point of
+           expectation-maximisation, for refinement. Below a fifth of sigma_data R stays as it is: there a network's
+           error is sigma^2 J, and more would end in the draws as a texture that the next round learns
 """
 
 import math
@@ -19,14 +18,20 @@ import torch
 from torch import Tensor
 
 from mrigsure.posterior import Denoise, PixelSpectrumSpread
-from mrigsure.scan import Scan
+from mrigsure.scan import SIGMA_DATA, Scan
 from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
 
 NEUTRAL = (1.0,) * BANDS
 _LEAST, _MOST = 0.1, 8.0
+_TRUSTED = 0.2 * SIGMA_DATA
 _STEP = 2.5  # most that one iteration changes a factor by
 _DEVIATION = 1.0  # of a factor's logarithm, as expected before any line is seen
 _NEIGHBOURS = 0.25  # of the difference of two neighbouring bands' logarithms
+
+
+def refinement_spread(bands: tuple[float, ...]) -> PixelSpectrumSpread:
+    """R of the draws that a round learns from, with the factors that `power` found."""
+    return PixelSpectrumSpread(tuple(bands), above=_TRUSTED)
 
 
 def calibrate_spread(
@@ -53,8 +58,9 @@ def calibrate_spread(
     """
     options = {"seed": seed, "device": device}
     bands, tried = start, []
+    spread_of = PixelSpectrumSpread if match == "z2" else refinement_spread
     for _ in range(iterations):
-        figures = held_out_figures(denoise, scans, sigmas, spread=PixelSpectrumSpread(bands), **options)
+        figures = held_out_figures(denoise, scans, sigmas, spread=spread_of(bands), **options)
         tried.append((figures.energy if match == "z2" else _power_missed(figures), bands, figures))
         if match == "z2":
             bands = _corrected(bands, figures.spread_needed, figures.spread_error)
@@ -62,7 +68,7 @@ def calibrate_spread(
             bands = _corrected(bands, figures.power_needed, figures.power_error)
     _, bands, figures = min(tried, key=lambda entry: entry[0])
     if judged:
-        figures = held_out_figures(denoise, judged, sigmas, spread=PixelSpectrumSpread(bands), **options)
+        figures = held_out_figures(denoise, judged, sigmas, spread=spread_of(bands), **options)
     return bands, figures
 
 

@@ -21,6 +21,7 @@ from mrigsure.refinement import SWEEPS, EStep, gaussian_chains
 from mrigsure.scan import Scan, ScanSet
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
+from mrigsure.shrinkage import mean_gain
 
 _GAUSSIAN_SCANS = 96
 
@@ -109,6 +110,14 @@ def draw_scans(
         share=share,
     )
     return step.update(scans, indices, chains)
+
+
+def gain_of_draws(
+    settings: TrainSettings, archive: Archive, indices: Sequence[int], chains: dict[int, Tensor], round_number, device
+) -> tuple[float, ...]:
+    """`mean_gain` of this round's new draws of the scans `indices`, which teach."""
+    noisier = _SplitScans(archive.scans, settings.seed, round_number)
+    return mean_gain(archive.scans, noisier, chains, indices, device)
 
 
 def _denoised(archive, indices, chains, samples, denoise, lowest, device):

@@ -65,8 +65,10 @@ def pick_batch(
         which = torch.randint(count, (size,), generator=rng)
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
         if by_scans:
-            apart = torch.randint(1, count, (size,), generator=rng)
-            others = [chains[i][k] for i, k in zip(picks, (which + apart) % count, strict=True)]
+            apart = torch.randint(1, count // 2, (size,), generator=rng)
+            pairs = (which // 2 + apart) % (count // 2)  # a draw's own partner is in it (shrinkage.py)
+            partners = 2 * pairs + torch.randint(2, (size,), generator=rng)
+            others = [chains[i][k] for i, k in zip(picks, partners, strict=True)]
             drawn = _with_split_scans(scans, picks, images, others, (settings.seed, names[0]), rng)
         elif settings.measured:
             drawn = _with_scans(scans, picks, images, rng)

@@ -57,7 +57,7 @@ _NOISY, _NOISY_ITERATIONS = 2 * SIGMA_DATA, 2  # above this level so few do as w
 _MOST_WITH_SETS = 60  # no preconditioner knows how the sets' images are told apart
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; docs/refinement.md
-_SWEEP_STEPS = 3  # of the prior, from SWEEP_SIGMA to a sixth of it
+_SWEEP_STEPS = 8  # of the prior, from SWEEP_SIGMA to a sixth of it
 
 
 class Factor(Protocol):
@@ -318,9 +318,11 @@ class PixelSpectrumSpread:
     """R = D^1/2 F^H e F D^1/2: a radial spectrum e and a smooth relative local variance D, from probes of sigma^2 J.
 
     bands  factor on e, one per radial band, interpolated between the bands' middles; found by `calibrate.py`
+    above  the level above which e is multiplied by it
     """
 
     bands: tuple[float, ...] = (1.0,)
+    above: float = 0.0
 
     def start(self) -> Spread:
         """For the levels of one draw; those between two probes keep D and the variance s^2 that a Gaussian would need
@@ -336,7 +338,9 @@ class PixelSpectrumSpread:
             at, deviation, excess = probed
             least = 1e-2 * SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)  # a noisy probe's estimate may fall below 0
             spectrum = (1 / (1 + (sigma / at) ** 2 * excess)).clamp_min(least)
-            variance = sigma**2 * spectrum * interpolate_bands(self.bands, tuple(x.shape[-2:]), x.device)
+            variance = sigma**2 * spectrum
+            if sigma > self.above:
+                variance = variance * interpolate_bands(self.bands, tuple(x.shape[-2:]), x.device)
             return PixelSpectrumFactor(deviation, variance.sqrt())
 
         return at_level

@@ -164,7 +164,7 @@ class TrainSettings:
         estimate_rounds: rounds at the start whose targets are point estimates, sharp and with too little spread
         round_steps: updates in each round
         round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
-        round_samples: draws kept of each scan; two or more where scans teach
+        round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
@@ -208,7 +208,7 @@ class TrainSettings:
     estimate_rounds: int = 1
     round_steps: int = 500
     round_scans: int = 0
-    round_samples: int = 2
+    round_samples: int = 4
     round_levels: int = 20
     anchor: float = 0.0
     targets: Literal["scans", "draws"] = "scans"
@@ -251,8 +251,9 @@ class TrainSettings:
         _within(self, 1, "sigma_max")
         if self.objective in ("supervised", "tweedie") and self.rounds:
             raise InputError("--rounds", str(self.rounds), f"0 with --objective {self.objective}, which needs no draws")
-        if self.round_samples < 2 and any(map(self.taught_by_scans, range(1, self.rounds + 1))):
-            raise InputError("--round-samples", str(self.round_samples), "2 or more, or --targets draws")
+        paired = self.round_samples >= 4 and self.round_samples % 2 == 0
+        if not paired and any(map(self.taught_by_scans, range(1, self.rounds + 1))):
+            raise InputError("--round-samples", str(self.round_samples), "an even number from 4 on, or --targets draws")
         if self.compile and self.objective in ("gsure", "denoised"):
             raise InputError(
                 "--compile",

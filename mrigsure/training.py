@@ -26,11 +26,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mrigsure
 from mrigsure.archive import Archive, measured_sigma_data, open_archive
-from mrigsure.calibrate import NEUTRAL, calibrate_spread
+from mrigsure.calibrate import NEUTRAL, calibrate_spread, refinement_spread
 from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
-from mrigsure.draws import draw_scans, scans_to_draw
+from mrigsure.draws import draw_scans, gain_of_draws, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
@@ -39,6 +39,7 @@ from mrigsure.progress import Meter, say
 from mrigsure.sampling import sample_prior
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
+from mrigsure.shrinkage import unshrunk
 from mrigsure.tracking import Tracker
 from mrigsure.validation import held_out_figures
 
@@ -100,6 +101,7 @@ class Trainer:
         least_noise = torch.tensor(archive.record["noise_std"][0])
         self.lowest, self.bands = lowest_first_stage(settings, least_noise).item(), NEUTRAL
         self.draw_bands = NEUTRAL  # of the E-step's spread, where `bands` is that of reconstruction
+        self.draw_gain: list[float] | None = None  # that this round's draws were given
         if start:
             if start.config.channels != tuple(settings.channels):
                 raise InputError(
@@ -241,7 +243,7 @@ class Trainer:
             chains,
             round_number=self.round,
             denoise=self.denoise,
-            spread=ScalarSpread() if self.refused else PixelSpectrumSpread(self.draw_bands),
+            spread=ScalarSpread() if self.refused else refinement_spread(self.draw_bands),
             lowest=self.lowest,
             device=self.device,
             share=(self.accelerator.process_index, processes),
@@ -251,6 +253,11 @@ class Trainer:
                 meter.update(min(done * processes, len(indices)))
         drawn = [index for index in indices if chains.get(index) is not self.chains.get(index)]
         share_chains(self.accelerator, chains, drawn)
+        self.draw_gain = None
+        if taught:
+            arguments = (self.settings, self.archive, indices, chains, self.round, self.device)
+            self.draw_gain = from_main(self.accelerator, lambda: gain_of_draws(*arguments))
+            chains |= {index: unshrunk(chains[index], self.draw_gain) for index in indices}
         self.chains = chains
         self.lowest = min(self.lowest, self._lowest_refined())
 
@@ -271,16 +278,16 @@ class Trainer:
 
     def _validate(self):
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""
-        self._record(self._figures(self.bands, _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
+        self._record(self._figures(PixelSpectrumSpread(self.bands), _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
 
-    def _figures(self, bands, levels):
+    def _figures(self, spread, levels):
         return from_main(
             self.accelerator,
             lambda: held_out_figures(
                 self.denoise,
                 self._scans_for_figures,
                 draw_levels(levels, self.lowest, self.settings.sigma_max),
-                spread=PixelSpectrumSpread(tuple(bands)),
+                spread=spread,
                 seed=self.settings.seed,
                 device=self.device,
             ),
@@ -300,6 +307,7 @@ class Trainer:
             bands=[round(band, 3) for band in self.bands],
             draw_bands=[round(band, 3) for band in self.draw_bands],
             draw_power=[None if p is None else round(p, 3) for p in drawn.power],
+            draw_gain=self.draw_gain and [round(gain, 3) for gain in self.draw_gain],
             refused=bool(lost),
         )
         candidate = self._candidate(figures)
@@ -326,7 +334,7 @@ class Trainer:
         before = before.cpu()  # a checkpoint's is on the device
         if not (lost := _lost_bands(drawn, before)):
             return ()
-        again = self._figures(self.before["draw_bands"], _CALIBRATION_LEVELS)
+        again = self._figures(refinement_spread(self.before["draw_bands"]), _CALIBRATION_LEVELS)
         return tuple(band for band in _lost_bands(again, before, errors=2) if band in lost)
 
     def _candidate(self, figures):
@@ -430,6 +438,7 @@ class Trainer:
             "lowest": self.lowest,
             "bands": list(self.bands),
             "draw_bands": list(self.draw_bands),
+            "draw_gain": self.draw_gain,
             "drawn": self.before.get("drawn"),
         }
         return cloned(learned) | found
@@ -439,6 +448,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(cloned(state["optimizer"]))
         self.lowest, self.bands, self.draw_bands = state["lowest"], tuple(state["bands"]), tuple(state["draw_bands"])
+        self.draw_gain = state["draw_gain"]
 
     def save_checkpoint(self):
         """Everything that `load_checkpoint` needs."""

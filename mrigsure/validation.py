@@ -37,8 +37,9 @@ class HeldOutFigures:
     """The figures above, the tuples with one value per radial band, None where no sample was held out.
 
     spread_needed is the error over the draws' variance, noise taken off; power_needed the factor on that variance which
-    would give the draws the data's power; spread_error and power_error the standard errors of the two, by how much the
-    scans differ; signal the data's power over the noise's. drawn has the draws' power scan by scan, (scans, BANDS).
+    would give the draws the data's power once a shrunk mean has been multiplied by `gain`; spread_error and power_error
+    the standard errors of the two, by how much the scans differ; signal the data's power over the noise's. drawn has
+    the draws' power scan by scan, (scans, BANDS).
     """
 
     residual: float
@@ -139,17 +140,17 @@ def held_out_figures(
     def per_band(above, below):
         return seen(above / below.clamp_min(1e-12))
 
+    pairs = zip(sums["agreement"].tolist(), sums["shared"].tolist(), strict=True)
+    shrunk = [agreement / shared if shared > 0 else None for agreement, shared in pairs]  # no mean is left at 0
     needed, needed_error = _ratio(scan_sums["error"] - scan_sums["noise"], scan_sums["variance"])
     spread = scan_sums["variance"] / (1 + 1 / samples)
-    missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - scan_sums["drawn"], spread)
+    unshrunk = scan_sums["drawn"] + scan_sums["shared"] * torch.tensor([(max(g or 1.0, 1.0)) ** 2 - 1 for g in shrunk])
+    missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - unshrunk, spread)
 
     heard = per_band(signal, sums["noise"])  # the data's own power over the noise's
 
     def where_heard(values):
         return tuple(v if h is not None and h > _LEAST_SIGNAL else None for v, h in zip(values, heard, strict=True))
-
-    pairs = zip(sums["agreement"].tolist(), sums["shared"].tolist(), strict=True)
-    shrunk = [agreement / shared if shared > 0 else None for agreement, shared in pairs]  # no mean is left at 0
 
     return HeldOutFigures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))

@@ -206,8 +206,8 @@ def gaussian_draws(batch, more, power, count=2):
 
 @pytest.mark.parametrize("level", [1.15, 0.6])
 def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
-    """White images, whose posterior draws and whose denoiser are known. Without the other draw it would be smaller:
-    what the input knows of the draw alone does not help to find what the scan measured."""
+    """White images, whose posterior draws and whose denoiser are known. Where scans teach, it would be smaller without
+    the other draw: what the input knows of the draw alone does not help to find what the scan measured."""
     _, batch = scans(24000, 18, sigma0=0.4)
     more = noisier(batch, 19)
     draws = gaussian_draws(batch, more, 1.0)
@@ -224,29 +224,8 @@ def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
         return float(change.mean() / (change.std() / len(change) ** 0.5))
 
     assert abs(slope(draws[1])) < 3.5
-    assert slope(draws[0]) > 8, "or the first would mean nothing"
-
-
-def test_at_low_sigma_the_scans_bring_the_network_nearer_than_draws_of_a_wrong_prior():
-    """White images of power 1, draws of a prior of power 0.3: the best gain of each."""
-    level = 0.6
-    _, batch = scans(12000, 23, sigma0=0.4)
-    more = noisier(batch, 24)
-    draws = gaussian_draws(batch, more, 0.3)
-    sigma = torch.full_like(batch.sigma0, level)
-    options = {"scans": batch, "measured": 1.0}
-
-    def best(loss, **options):
-        low, middle, high = (
-            float(loss(lambda x, _, g=g: g * x, draws[0], sigma, generator(25), **options).mean())
-            for g in (0.0, 0.5, 1.0)
-        )
-        return 0.5 + 0.25 * (low - high) / (low + high - 2 * middle)
-
-    alone = best(denoising, **options)
-    corrected = best(completed, other=draws[1], noisier=more, **options)
-    truth = 1 / (1 + level**2)
-    assert alone + 0.05 < corrected < truth
+    if level > 1:
+        assert slope(draws[0]) > 8, "or the first would mean nothing"
 
 
 def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
@@ -266,20 +245,6 @@ def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
         assert torch.equal(one, two) != taught_by_draws
     sigma = torch.full((count,), 0.9 * least)
     as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
-    nothing_amiss = batch.kspace + (GAMMA - 1) * (batch.kspace - batch.operator.coil_kspace(image))  # y~ is A image
-    options["noisier"] = batch.mask * nothing_amiss
-    whole = completed(nothing, image, sigma, generator(17), other=image, **options)
-    torch.testing.assert_close(whole, as_denoising)
-
-
-def test_the_scans_correct_low_sigma_in_proportion_to_it():
-    """All images 0, so that y~ is what is left: its share is sigma's of the level from which on the scans teach."""
-    _, batch = scans(8, 26)
-    nothing, least = torch.zeros_like(batch.kspace[:, 0]), DRAWS_ALONE * lowest_solve_sigma(batch.sigma0)
-
-    def loss(level):
-        options = {"other": nothing, "scans": batch, "noisier": noisier(batch, 27), "measured": 1.0}
-        return completed(lambda x, _: 0 * x, nothing, level * least, generator(28), **options)
-
-    for level in (0.25, 0.5, 2.0):
-        torch.testing.assert_close(loss(level), min(level, 1.0) ** 2 * loss(1.0))
+    torch.testing.assert_close(
+        completed(nothing, image, sigma, generator(17), other=2 * image, **options), as_denoising
+    )

@@ -139,13 +139,13 @@ def test_tweedie_learns_above_the_noise_first_and_then_down_to_a_quarter_of_it(
 
 
 def test_a_gaussian_start_draws_images_that_agree_with_every_scan(tiny_scans, tmp_path, brief):
-    folder = train(settings(tiny_scans, tmp_path / "prior", start="gaussian", steps=0, round_scans=0, round_samples=2))
+    folder = train(settings(tiny_scans, tmp_path / "prior", start="gaussian", steps=0, round_scans=0))
     state = checkpoint_of(folder)
     archive = open_archive([str(tiny_scans)], 0.1, 0)
     assert sorted(state["chains"]) == archive.training
     for index, images in state["chains"].items():
         scan = archive.scans[index]
-        assert images.shape == (2, SIZE, SIZE) and not torch.allclose(images[0], images[1], atol=1e-3)
+        assert images.shape == (4, SIZE, SIZE) and not torch.allclose(images[0], images[1], atol=1e-3)
         error = scan.mask * (scan.batch().operator.coil_kspace(images[:1])[0] - scan.kspace)
         noise = 2 * scan.noise_std**2 * scan.mask.sum() * len(scan.kspace)
         assert 0.5 < float(error.abs().square().sum() / noise) < 3
@@ -173,7 +173,7 @@ def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_p
 def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented_alike(tiny_scans, tmp_path):
     chosen = settings(tiny_scans, tmp_path / "prior", measured=0.5, batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
-    chains = {i: torch.stack([archive.scans[i].target] * 2) for i in archive.training}
+    chains = {i: torch.stack([archive.scans[i].target] * 4) for i in archive.training}
     whole = losses.pick_batch(chosen, archive, chains, (1, 0, 0))
     rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, (1, 0, 0))
     assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
@@ -199,7 +199,7 @@ def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_
     chosen = settings(tiny_scans, tmp_path / "prior", batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
     chains = {
-        i: torch.stack([(2 * i + k) * torch.ones(SIZE, SIZE, dtype=torch.complex64) for k in (1, 2)])
+        i: torch.stack([(4 * i + k) * torch.ones(SIZE, SIZE, dtype=torch.complex64) for k in (1, 2, 3, 4)])
         for i in archive.training
     }
     for number in (1, 2):
@@ -212,13 +212,15 @@ def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_
         for energy in drawn.noisier.abs().square().sum((1, 2, 3)):
             assert (energies / energy - 1).abs().min() < 1e-5
         pairs = torch.stack([drawn.images, drawn.others], 1).abs().mean((2, 3)).round().int() - 1
-        assert (pairs // 2 == pairs[:, :1] // 2).all(), "two draws of one scan"
-        assert (pairs[:, 0] != pairs[:, 1]).all() and 0 < (pairs[:, 0] % 2).sum() < len(pairs), "each in either place"
+        assert (pairs // 4 == pairs[:, :1] // 4).all(), "two draws of one scan"
+        assert (pairs[:, 0] // 2 != pairs[:, 1] // 2).all(), "of different pairs"
+        assert all(0 < (pairs[:, place] % 2).sum() < len(pairs) for place in (0, 1)), "either of a pair"
 
 
-def test_rounds_that_the_scans_teach_take_two_draws_of_each_or_say_so(tiny_scans, tmp_path):
-    with pytest.raises(InputError, match="--round-samples: found 1; expected 2 or more"):
-        settings(tiny_scans, tmp_path, rounds=2, round_samples=1)
+def test_rounds_that_the_scans_teach_take_two_pairs_of_draws_or_say_so(tiny_scans, tmp_path):
+    for count in (1, 2, 5):
+        with pytest.raises(InputError, match=f"--round-samples: found {count}; expected an even number from 4 on"):
+            settings(tiny_scans, tmp_path, rounds=2, round_samples=count)
     for options in ({"rounds": 2, "targets": "draws"}, {"rounds": 1, "estimate_rounds": 1}, {"rounds": 0}):
         settings(tiny_scans, tmp_path, round_samples=1, **options)
 
@@ -267,7 +269,7 @@ def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
         heard.clear()
         list(EStep(sweeps=sweeps, **options).update(archive.scans, archive.training[:1], {}))
         levels = draw_levels(12, 0.01, 20.0).tolist()
-        swept = sigma_schedule(3, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
+        swept = sigma_schedule(8, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
         before = [level for level in levels if level >= SWEEP_SIGMA / 2]
         assert len(before) < len(levels)
         assert heard == pytest.approx(before + 2 * swept if sweeps else levels)
@@ -358,7 +360,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     def update(step, scans, indices, chains):
         seen.append((step.estimates, step.sweeps, isinstance(scans, ScanSet), bool(chains)))
         yield from plain(step, scans, indices, chains)
-        assert all(len(chains[i]) == 2 and torch.equal(*chains[i]) == step.estimates for i in indices)
+        assert all(len(chains[i]) == 4 and torch.equal(*chains[i][:2]) == step.estimates for i in indices)
         if step.estimates:
             chains |= {index: 0.3 * chains[index] for index in indices}
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mrigsure import validation
-from mrigsure.calibrate import calibrate_spread
-from mrigsure.fourier import fft2c, ifft2c, radius
+from mrigsure.calibrate import calibrate_spread, refinement_spread
+from mrigsure.draws import split_scan
+from mrigsure.fourier import fft2c, ifft2c, radial_bands, radius
 from mrigsure.phantoms import coil_maps
-from mrigsure.posterior import PixelSpectrumSpread, draw_levels
-from mrigsure.scan import Scan
+from mrigsure.posterior import PixelSpectrumSpread, draw, draw_levels
+from mrigsure.scan import Scan, collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.shrinkage import mean_gain, unshrunk
 from mrigsure.validation import BANDS, held_out_figures
 
 SIZE, SIGMA0 = 32, 0.05
@@ -187,19 +189,82 @@ def test_the_standard_errors_are_the_scatter_of_figures_from_other_scans():
         assert 2 < float((few / said).log().mean().exp()) < 6, "of an eighth of the scans: 8^1/2 times or more"
 
 
-def test_power_is_matched_where_the_denoiser_shrinks_detail():
-    """Such a denoiser's draws, calibrated to z^2 = 1, have too little power, and a round would learn that."""
-    shrink = 1 - 0.06 * torch.linspace(-1, 1, SIZE).abs()
+# --- draws whose mean is shrunk ---
 
-    def oversmooth(x, sigma):
-        return ifft2c(torch.minimum(shrink[:, None], shrink[None]) * fft2c(denoise(x, sigma)))
+SHRINK = 1 - 0.06 * torch.linspace(-1, 1, SIZE).abs()
 
-    def calibrated(match):
-        with torch.no_grad():
-            return calibrate_spread(oversmooth, scans(24), SIGMAS, seed=0, match=match, iterations=4)
 
-    (by_z2, honest), (by_power, drawn) = calibrated("z2"), calibrated("power")
+def oversmooth(x, sigma):
+    return ifft2c(torch.minimum(SHRINK[:, None], SHRINK[None]) * fft2c(denoise(x, sigma)))
+
+
+def per_band(one, other):
+    product = (fft2c(one).conj() * fft2c(other)).real.reshape(-1, SIZE**2).sum(0)
+    return torch.bincount(radial_bands((SIZE, SIZE), BANDS).flatten(), product, minlength=BANDS)
+
+
+def true_gain(truth, images):
+    """Sum <truth, x> over sum <x, x'> of draws of different pairs."""
+    return per_band(truth, images.mean(1)) / per_band(images[:, :2].mean(1), images[:, 2:].mean(1))
+
+
+def relative_power(truth, images):
+    return per_band(images, images) / (images.shape[1] * per_band(truth, truth))
+
+
+def drawn(denoiser, count=24):
+    """Scans, what their draws were made from, and four draws of each with a spread that was calibrated."""
+    originals, sigmas = scans(count), draw_levels(20, SIGMA0 / 4)
+    noisier = [split_scan(scan, 0, 1, index) for index, scan in enumerate(originals)]
+    with torch.no_grad():
+        bands, _ = calibrate_spread(denoiser, scans(24), sigmas, seed=0, match="power", iterations=2)
+        batch = collate([scan for scan in noisier for _ in range(4)])
+        images = draw(denoiser, batch, sigmas, spread=refinement_spread(bands), generator=generator(3))
+    return originals, noisier, images.unflatten(0, (count, 4))
+
+
+def gain_of(originals, noisier, images):
+    return mean_gain(originals, noisier, dict(enumerate(images)), range(len(images)))
+
+
+def test_power_is_matched_for_draws_whose_shrunk_mean_is_made_up_for():
+    """Of a denoiser that shrinks detail; the draws themselves have too little power."""
+    with torch.no_grad():
+        bands, drawn = calibrate_spread(oversmooth, scans(24), SIGMAS, seed=0, match="power")
     for band in (2, 3, 4):
-        assert honest.power[band] < 0.93, "the case is one where z^2 = 1 is not enough"
-        assert drawn.power[band] == pytest.approx(1, abs=0.08)
-        assert by_power[band] > by_z2[band]
+        assert bands[band] > 1.2 and drawn.gain[band] > 1.08 and drawn.power[band] < 0.93
+        assert drawn.power_needed[band] == pytest.approx(1, abs=0.12)
+
+
+def test_scans_tell_by_how_much_the_mean_of_draws_is_shrunk():
+    """Nearly as much as the truth tells where draws know little of the scan; about half where they know more."""
+    assert gain_of(*drawn(denoise)) == pytest.approx((1.0,) * BANDS, abs=0.02)
+    originals, noisier, images = drawn(oversmooth)
+    true = true_gain(torch.stack([scan.target for scan in originals]), images)
+    told = torch.tensor(gain_of(originals, noisier, images))
+    assert true[2:].min() > 1.07
+    assert ((told[2:5] - 1) / (true[2:5] - 1)).min() > 0.45 and (told[2:5] < true[2:5]).all()
+    assert ((told[5:7] - 1) / (true[5:7] - 1)).min() > 0.8
+
+
+def test_unshrunk_draws_are_nearer_to_the_truth_in_power_and_in_what_they_share():
+    originals, noisier, before = drawn(oversmooth)
+    truth = torch.stack([scan.target for scan in originals])
+    gain = gain_of(originals, noisier, before)
+    after = torch.stack([unshrunk(images, gain) for images in before])
+    for figure in (true_gain, relative_power):
+        missed, left = (abs(figure(truth, images)[2:7] - 1) for images in (before, after))
+        assert missed.min() > 0.07 and (left < 0.6 * missed).all()
+
+
+def test_a_draw_is_given_its_partner_alone():
+    """Pairs stay independent of each other, and a gain of 1 changes nothing."""
+    images = complex_noise((4, SIZE, SIZE), generator(4))
+    torch.testing.assert_close(unshrunk(images, (1.0,) * BANDS), images)
+    torch.testing.assert_close(unshrunk(images, (1.25,) * BANDS), images + 0.25 * images[[1, 0, 3, 2]])
+
+
+def test_no_gain_is_told_of_draws_that_share_nothing():
+    originals, noisier, images = drawn(denoise, count=2)
+    opposite = images[:, :1] * torch.tensor([1, -1, 1, -1])[:, None, None]
+    assert gain_of(originals, noisier, opposite) == (1.0,) * BANDS
