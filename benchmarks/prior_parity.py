@@ -270,7 +270,7 @@ def _last(settings, options) -> dict[int, Path]:
     if oracle:
         longer = {"steps": rounds * steps}
     else:
-        longer = {"steps": 0, "rounds": rounds, "round_steps": steps, "estimate_rounds": 0}
+        longer = {"steps": 0, "rounds": rounds, "round_steps": steps, "estimate_rounds": 0, "refine": "fine"}
     longer |= {"round_scans": options.last_scans, "batch_size": options.last_batch_size, "decay": 1.0}
     train(replace(settings, out=str(out), init_from=settings.out, **longer))
     if oracle:
@@ -374,7 +374,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--round-steps", type=int, default=500)
     parser.add_argument("--round-levels", type=int, default=20)
-    parser.add_argument("--round-scans", type=int, default=150)
+    parser.add_argument("--round-scans", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)

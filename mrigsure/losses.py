@@ -106,7 +106,7 @@ def scan_losses(
         if drawn.noisier is None:
             loss = denoising(denoise, drawn.images, sigma, noise, **options)
         else:
-            options |= {"other": drawn.others, "noisier": drawn.noisier}
+            options |= {"other": drawn.others, "noisier": drawn.noisier, "correct_low": settings.refine == "rough"}
             loss = completed(denoise, drawn.images, sigma, noise, **options)
     else:
         lowest = lowest_first_stage(settings, batch.sigma0)

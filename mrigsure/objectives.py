@@ -102,15 +102,17 @@ def completed(
     scans: ScanBatch,
     noisier: Tensor,
     measured: float,
+    correct_low: bool,
 ) -> Tensor:
-    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws.
+    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws, which the scans may correct.
 
     The input knows of the draw what the scan cannot teach, as it is not in x. So the target is A image + y~ - A other:
     x - other is as likely as other - x given the input, if the draws are right, and the image is what the input is of.
 
     Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
-    modes are mostly the draws', whose smoothness the network then takes for that of images. There the draws are the
-    targets as they are: corrected by y~ - A other as well the network passed too much noise (docs/refinement.md).
+    modes are mostly the draws', whose smoothness the network then takes for that of images. There the noisy draw itself
+    is the input, and with `correct_low` y~ - A other is added to its samples in proportion to sigma: the loss weighs
+    errors by 1/sigma^2, and all of the scan's noise would be more than its correction is worth.
 
     image    complex (batch, H, W), draws given `noisier` alone
     other    complex (batch, H, W), as many more, independent of `image` given `noisier`
@@ -121,9 +123,10 @@ def completed(
     solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
     noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)
     error = denoise(torch.where(below[:, None, None], noisy, solved), sigma) - image
-    onto = torch.where(below[:, None, None], 0, other)
-    seen = torch.where(below[:, None, None, None], 0, independent_kspace(scans.kspace, noisier))
-    sampled = _on_sampled(scans, scans.operator.coil_kspace(error + onto) - seen)
+    share = (sigma / lowest).clamp(max=1) if correct_low else (~below).to(sigma)
+    share = share[:, None, None]
+    corrected = scans.operator.coil_kspace(error + share * other)
+    sampled = _on_sampled(scans, corrected - share[:, None] * independent_kspace(scans.kspace, noisier))
     everywhere = error.abs().square().mean((1, 2)) / 2
     return torch.where(below, (1 - measured) * everywhere + measured * sampled, sampled)
 

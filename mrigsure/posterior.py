@@ -57,7 +57,6 @@ _NOISY, _NOISY_ITERATIONS = 2 * SIGMA_DATA, 2  # above this level so few do as w
 _MOST_WITH_SETS = 60  # no preconditioner knows how the sets' images are told apart
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
 SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; docs/refinement.md
-_SWEEP_STEPS = 8  # of the prior, from SWEEP_SIGMA to a sixth of it
 
 
 class Factor(Protocol):
@@ -156,6 +155,7 @@ def draw(
     eta: float = 1.0,
     quiet_sigma: float = 0.0,
     sweeps: int = 0,
+    sweep_steps: int = 8,
     after_level: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
@@ -166,6 +166,7 @@ def draw(
     quiet_sigma  below this level nothing is perturbed; infinity gives the fast point estimate of DDS and DiffPIR, which
              is under-dispersed and not for uncertainty
     sweeps   of the split Gibbs chain at SWEEP_SIGMA, in place of the levels below half of it; none where no level is
+    sweep_steps  of the prior in each, from SWEEP_SIGMA to a sixth of it
     """
     operator, kspace = batch.operator, batch.kspace
     shape = (kspace.shape[0], *kspace.shape[-2:])
@@ -201,7 +202,7 @@ def draw(
         return PixelSpectrumFactor(plane, sigma * plane)
 
     def swept(x):
-        levels = [*sigma_schedule(_SWEEP_STEPS, SWEEP_SIGMA, max(lowest, SWEEP_SIGMA / 6), _SPACING).tolist(), 0.0]
+        levels = [*sigma_schedule(sweep_steps, SWEEP_SIGMA, max(lowest, SWEEP_SIGMA / 6), _SPACING).tolist(), 0.0]
         factor = white(SWEEP_SIGMA)
         for _ in range(sweeps):
             x = solved(x, factor, _MOST_ITERATIONS, True)

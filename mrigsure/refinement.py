@@ -24,9 +24,10 @@ from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
-SWEEPS = 6
+SWEEPS, SWEEP_STEPS = 6, {"rough": 3, "fine": 8}
 """Of split Gibbs at the end of draws that complete scans. Without them the detail of R is left, which rounds do not
-forget by themselves: a prior that learned it draws it again, and what scans say against it is little."""
+forget by themselves: a prior that learned it draws it again, and what scans say against it is little. Few steps are too
+sure, which makes up for the noise that a rough prior lets pass, and is wrong of a better one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EStep:
     denoise       the current prior
     spread        of R, calibrated
     estimates     a point estimate in place of draws, which are all the same then
-    sweeps        of split Gibbs after every draw
+    sweeps        of split Gibbs after every draw, of `sweep_steps` each
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
     sigma_max     where the prior ends
@@ -49,6 +50,7 @@ class EStep:
     spread: Spread
     estimates: bool
     sweeps: int
+    sweep_steps: int
     levels: int
     samples: int
     sigma_max: float
@@ -79,7 +81,7 @@ class EStep:
                 state = self.sigma_max * complex_noise((len(batch.kspace), *batch.kspace.shape[-2:]), rng)
             quiet, sweeps = (math.inf, 0) if self.estimates else (0.0, self.sweeps)
             options = {"spread": self.spread, "quiet_sigma": quiet, "sweeps": sweeps, "generator": rng, "start": state}
-            drawn = draw(self.denoise, batch, sigmas, **options)
+            drawn = draw(self.denoise, batch, sigmas, sweep_steps=self.sweep_steps, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), repeats)), strict=True):
                 chains[index] = images.expand(self.samples, -1, -1).clone()
             done += len(part)

@@ -166,6 +166,9 @@ class TrainSettings:
         round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
         round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
+        refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined; fine: of a
+            better one, which draws with sweeps of 8 steps in place of 3, and learns low levels from draws that the
+            scans do not correct
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
             three times the data's noise; draws: draws alone, as expectation-maximisation has it
@@ -210,6 +213,7 @@ class TrainSettings:
     round_scans: int = 0
     round_samples: int = 4
     round_levels: int = 20
+    refine: Literal["rough", "fine"] = "rough"
     anchor: float = 0.0
     targets: Literal["scans", "draws"] = "scans"
     measured: float = 0.75

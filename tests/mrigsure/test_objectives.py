@@ -188,7 +188,7 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     assert sigma[0] > DRAWS_ALONE * lowest_solve_sigma(SIGMA0)
     denoisers = Curved(), lambda x, _: 0.4 * x + 0.2 * x.roll(1, -2)
     more = noisier(batch, 12)
-    options = {"other": image, "scans": batch, "noisier": more, "measured": 0.75}
+    options = {"other": image, "scans": batch, "noisier": more, "measured": 0.75, "correct_low": True}
     losses = [completed(f, image, sigma, generator(13), **options).detach() for f in denoisers]
     noisy = image + complex_noise(image.shape, generator(14))
     risks = [(f(noisy, None).detach() - image).abs().square().mean((1, 2)) / 2 for f in denoisers]
@@ -204,8 +204,8 @@ def gaussian_draws(batch, more, power, count=2):
     return [GaussianPrior(torch.full((4,), power)).draw(drawn_from, generator(20 + k)) for k in range(count)]
 
 
-@pytest.mark.parametrize("level", [1.15, 0.6])
-def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
+@pytest.mark.parametrize(("level", "correct_low"), [(1.15, False), (0.6, True), (0.6, False)])
+def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level, correct_low):
     """White images, whose posterior draws and whose denoiser are known. Where scans teach, it would be smaller without
     the other draw: what the input knows of the draw alone does not help to find what the scan measured."""
     _, batch = scans(24000, 18, sigma0=0.4)
@@ -215,7 +215,7 @@ def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
     assert (level > 1) == (level > DRAWS_ALONE * lowest_solve_sigma(0.4))
 
     def slope(other):
-        options = {"other": other, "scans": batch, "noisier": more, "measured": 0.75}
+        options = {"other": other, "scans": batch, "noisier": more, "measured": 0.75, "correct_low": correct_low}
         losses = [
             completed(lambda x, _, g=best + step: g * x, draws[0], sigma, generator(22), **options)
             for step in (-0.02, 0.02)
@@ -224,16 +224,39 @@ def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level):
         return float(change.mean() / (change.std() / len(change) ** 0.5))
 
     assert abs(slope(draws[1])) < 3.5
-    if level > 1:
+    if level > 1 or correct_low:
         assert slope(draws[0]) > 8, "or the first would mean nothing"
 
 
-def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
+def test_at_low_sigma_the_scans_bring_the_network_nearer_than_draws_of_a_wrong_prior():
+    """White images of power 1, draws of a prior of power 0.3: the best gain of each."""
+    level = 0.6
+    _, batch = scans(12000, 23, sigma0=0.4)
+    more = noisier(batch, 24)
+    draws = gaussian_draws(batch, more, 0.3)
+    sigma = torch.full_like(batch.sigma0, level)
+    options = {"scans": batch, "measured": 1.0}
+
+    def best(loss, **options):
+        low, middle, high = (
+            float(loss(lambda x, _, g=g: g * x, draws[0], sigma, generator(25), **options).mean())
+            for g in (0.0, 0.5, 1.0)
+        )
+        return 0.5 + 0.25 * (low - high) / (low + high - 2 * middle)
+
+    alone = best(denoising, **options)
+    corrected = best(completed, other=draws[1], noisier=more, correct_low=True, **options)
+    truth = 1 / (1 + level**2)
+    assert alone + 0.05 < corrected < truth
+
+
+@pytest.mark.parametrize("correct_low", [True, False])
+def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma(correct_low):
     """The noise and what is sampled held fixed: other draws change the target below that level alone."""
     count = 64
     image, batch = scans(count, 15)
     more = noisier(batch, 16)
-    options = {"scans": batch, "noisier": more, "measured": 0.75}
+    options = {"scans": batch, "noisier": more, "measured": 0.75, "correct_low": correct_low}
     least = DRAWS_ALONE * float(lowest_solve_sigma(batch.sigma0).max())
 
     def nothing(x, _):
@@ -245,6 +268,29 @@ def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma():
         assert torch.equal(one, two) != taught_by_draws
     sigma = torch.full((count,), 0.9 * least)
     as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
-    torch.testing.assert_close(
-        completed(nothing, image, sigma, generator(17), other=2 * image, **options), as_denoising
-    )
+    if not correct_low:
+        plain = completed(nothing, image, sigma, generator(17), other=2 * image, **options)
+        torch.testing.assert_close(plain, as_denoising)
+    nothing_amiss = batch.kspace + (GAMMA - 1) * (batch.kspace - batch.operator.coil_kspace(image))  # y~ is A image
+    options["noisier"] = batch.mask * nothing_amiss
+    whole = completed(nothing, image, sigma, generator(17), other=image, **options)
+    torch.testing.assert_close(whole, as_denoising)
+
+
+def test_the_scans_correct_low_sigma_in_proportion_to_it():
+    """All images 0, so that y~ is what is left: its share is sigma's of the level from which on the scans teach."""
+    _, batch = scans(8, 26)
+    nothing, least = torch.zeros_like(batch.kspace[:, 0]), DRAWS_ALONE * lowest_solve_sigma(batch.sigma0)
+
+    def loss(level):
+        options = {
+            "other": nothing,
+            "scans": batch,
+            "noisier": noisier(batch, 27),
+            "measured": 1.0,
+            "correct_low": True,
+        }
+        return completed(lambda x, _: 0 * x, nothing, level * least, generator(28), **options)
+
+    for level in (0.25, 0.5, 2.0):
+        torch.testing.assert_close(loss(level), min(level, 1.0) ** 2 * loss(1.0))

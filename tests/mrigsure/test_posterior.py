@@ -132,7 +132,7 @@ def test_solves_that_stop_early_leave_the_draws_too_wide_not_too_narrow(monkeypa
     assert 1.02 < variance_ratio(images, covariance) < 1.15
 
 
-def test_sweeps_undo_a_wrong_spread_where_their_small_steps_reach(monkeypatch):
+def test_sweeps_undo_a_wrong_spread_where_their_small_steps_reach():
     """Of the better known half of the modes. The few ancestral steps in use are too sure of a Gaussian."""
     prior, _ = stationary_prior(8)
 
@@ -149,8 +149,7 @@ def test_sweeps_undo_a_wrong_spread_where_their_small_steps_reach(monkeypatch):
 
     ratios = {}
     for sweeps, steps in ((0, 20), (20, 20), (20, 3)):
-        monkeypatch.setattr("mrigsure.posterior._SWEEP_STEPS", steps)
-        images, _, covariance = draws_of(prior, twice, 16, 300, sweeps=sweeps)
+        images, _, covariance = draws_of(prior, twice, 16, 300, sweeps=sweeps, sweep_steps=steps)
         ratios[sweeps, steps] = variance_ratio(images, covariance, 0.5)
     assert ratios[0, 20] > 1.2
     assert ratios[20, 20] == pytest.approx(1, abs=0.05)

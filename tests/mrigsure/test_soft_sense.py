@@ -30,9 +30,8 @@ def _lines(shape, sampled):
 
 
 @pytest.mark.parametrize(("sweeps", "tolerance"), [(0, 0.025), (3, 0.1)])
-def test_draws_of_the_first_set_have_the_mean_and_spread_of_the_exact_posterior(sweeps, tolerance, monkeypatch):
+def test_draws_of_the_first_set_have_the_mean_and_spread_of_the_exact_posterior(sweeps, tolerance):
     """Gaussian priors: dense algebra with the second set integrated out, against 600 draws; rho adds to the noise."""
-    monkeypatch.setattr("mrigsure.posterior._SWEEP_STEPS", 20)
     shape, noise_std, rng = (6, 6), 0.1, generator(0)
     maps, mask = _maps(2, shape, rng), _lines(shape, [1, 2, 3, 4])
     first, second = SIGNAL * complex_noise(shape, rng), 0.5 * complex_noise(shape, rng)
@@ -52,7 +51,7 @@ def test_draws_of_the_first_set_have_the_mean_and_spread_of_the_exact_posterior(
         return SIGNAL**2 / (SIGNAL**2 + sigma[:, None, None] ** 2) * x
 
     sigmas = torch.logspace(1, -2, 24)
-    options = {"spread": ScalarSpread(SIGNAL), "generator": generator(1), "sweeps": sweeps}
+    options = {"spread": ScalarSpread(SIGNAL), "generator": generator(1), "sweeps": sweeps, "sweep_steps": 20}
     draws = draw(denoise, collate([scan] * 600), sigmas, **options).flatten(1)
     error = (draws.mean(0) - mean).abs()
     assert (error < 5 * (2 * spread / 600).sqrt()).all()

@@ -265,11 +265,11 @@ def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
 
     options = dict(denoise=denoise, spread=alike, estimates=False, levels=12, samples=1, sigma_max=20.0)
     options |= dict(sigma_min=0.01, seed=0, round_number=1, batch_size=2)
-    for sweeps in (0, 2):
+    for sweeps, steps in ((0, 3), (2, 3), (2, 8)):
         heard.clear()
-        list(EStep(sweeps=sweeps, **options).update(archive.scans, archive.training[:1], {}))
+        list(EStep(sweeps=sweeps, sweep_steps=steps, **options).update(archive.scans, archive.training[:1], {}))
         levels = draw_levels(12, 0.01, 20.0).tolist()
-        swept = sigma_schedule(8, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
+        swept = sigma_schedule(steps, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
         before = [level for level in levels if level >= SWEEP_SIGMA / 2]
         assert len(before) < len(levels)
         assert heard == pytest.approx(before + 2 * swept if sweeps else levels)
@@ -371,6 +371,42 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
     assert seen == [(True, 0, True, False), (False, SWEEPS, False, False)], "then new draws, given the noisier scans"
     assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
+
+
+def test_rounds_of_a_better_prior_draw_with_longer_sweeps_and_leave_low_levels_uncorrected(
+    tiny_scans, tmp_path, brief, monkeypatch
+):
+    seen, drawing, teaching = set(), EStep.update, losses.completed
+
+    def update(step, *arguments):
+        seen.add(("steps", step.sweep_steps))
+        yield from drawing(step, *arguments)
+
+    def completed(*arguments, correct_low, **options):
+        seen.add(("corrected", correct_low))
+        return teaching(*arguments, correct_low=correct_low, **options)
+
+    monkeypatch.setattr(EStep, "update", update)
+    monkeypatch.setattr(losses, "completed", completed)
+    for refine, steps, corrected in (("rough", 3, True), ("fine", 8, False)):
+        seen.clear()
+        train(settings(tiny_scans, tmp_path / refine, refine=refine))
+        assert seen == {("steps", steps), ("corrected", corrected)}
+
+
+def test_a_round_records_the_gain_that_its_draws_were_given(tiny_scans, tmp_path, brief, monkeypatch):
+    """Their own, unlike 1 with so few levels; nothing where draws are the targets."""
+    given, plain = [], training.unshrunk
+    monkeypatch.setattr(training, "unshrunk", lambda images, gain: given.append(gain) or plain(images, gain))
+    for targets in ("scans", "draws"):
+        given.clear()
+        (start, round_1) = history_of(train(settings(tiny_scans, tmp_path / targets, targets=targets)))[-2:]
+        assert start["draw_gain"] is None
+        if targets == "scans":
+            assert set(given) == {given[0]} and len(given) == 4 and max(given[0]) > 1
+            assert round_1["draw_gain"] == pytest.approx(given[0], abs=1e-3)
+        else:
+            assert not given and round_1["draw_gain"] is None
 
 
 # --- updates ---
