@@ -117,8 +117,10 @@ def gain_of_draws(
     settings: TrainSettings, archive: Archive, indices: Sequence[int], chains: dict[int, Tensor], round_number, device
 ) -> tuple[float, ...]:
     """`mean_gain` of this round's new draws of the scans `indices`, which teach."""
-    noisier = _SplitScans(archive.scans, settings.seed, round_number)
-    return mean_gain(archive.scans, noisier, chains, indices, device)
+    scans = ((index, archive.scans[index]) for index in indices)  # read once
+    return mean_gain(
+        ((scan, split_scan(scan, settings.seed, round_number, index), chains[index]) for index, scan in scans), device
+    )
 
 
 def _denoised(archive, indices, chains, samples, denoise, lowest, device):

@@ -12,7 +12,7 @@ of a pair x, x' has the mean g m, and the variance of x but for (g - 1)^2 of it.
 them from different pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -21,24 +21,19 @@ from mrigsure.diffusion import independent_kspace
 from mrigsure.fourier import fft2c, ifft2c, radial_bands
 from mrigsure.posterior import interpolate_bands
 from mrigsure.scan import Scan
-from mrigsure.validation import BANDS
-
-_MOST = 1.5
+from mrigsure.validation import BANDS, given_gain
 
 
-def mean_gain(
-    scans: Sequence[Scan], noisier: Sequence[Scan], chains: Mapping[int, Tensor], indices: Sequence[int], device="cpu"
-) -> tuple[float, ...]:
+def mean_gain(drawn: Iterable[tuple[Scan, Scan, Tensor]], device="cpu") -> tuple[float, ...]:
     """g per radial band, between 1 and 1.5; 1 where the draws share nothing.
 
-    noisier  the scans that the draws were made from (diffusion.noisier_scan)
-    chains   scan index -> complex (samples, H, W), independent draws
+    drawn  scans, what their draws were made from (diffusion.noisier_scan), independent draws complex (samples, H, W)
     """
     agreement, shared = torch.zeros(2, BANDS, dtype=torch.float64)
-    for index in indices:
-        batch, images = scans[index].batch().to(device), chains[index].to(device)
+    for scan, noisier, draws in drawn:
+        batch, images = scan.batch().to(device), draws.to(device)
         sampled = batch.mask.expand_as(batch.kspace) > 0
-        seen = independent_kspace(batch.kspace, noisier[index].batch().to(device).kspace)[sampled]
+        seen = independent_kspace(batch.kspace, noisier.batch().to(device).kspace)[sampled]
         predicted = [batch.operator.coil_kspace(image[None])[sampled] for image in images]
         band = radial_bands(images.shape[1:], BANDS, device).expand_as(sampled)[sampled]
 
@@ -49,8 +44,7 @@ def mean_gain(
         agreement += per_band((seen.conj() * total).real) / count
         own = sum(one.abs().square() for one in predicted)
         shared += per_band(total.abs().square() - own) / (count * (count - 1))
-    gain = torch.where(shared > 0, agreement / shared.clamp_min(1e-12), 1.0)
-    return tuple(gain.clamp(1, _MOST).tolist())
+    return tuple(given_gain(agreement, shared).tolist())
 
 
 def unshrunk(images: Tensor, gain: tuple[float, ...]) -> Tensor:

@@ -29,6 +29,7 @@ from mrigsure.seeds import complex_noise, generator
 BANDS = 8
 _FEW = 4  # scans at once, on a CPU
 _LEAST_RATIO = 0.3  # of which scans are guessed to scatter by as much
+_MOST_GAIN = 1.5
 _LEAST_SIGNAL = 0.02  # power over the noise's, below which the data's own power is not known
 
 
@@ -140,17 +141,19 @@ def held_out_figures(
     def per_band(above, below):
         return seen(above / below.clamp_min(1e-12))
 
-    pairs = zip(sums["agreement"].tolist(), sums["shared"].tolist(), strict=True)
-    shrunk = [agreement / shared if shared > 0 else None for agreement, shared in pairs]  # no mean is left at 0
     needed, needed_error = _ratio(scan_sums["error"] - scan_sums["noise"], scan_sums["variance"])
     spread = scan_sums["variance"] / (1 + 1 / samples)
-    unshrunk = scan_sums["drawn"] + scan_sums["shared"] * torch.tensor([(max(g or 1.0, 1.0)) ** 2 - 1 for g in shrunk])
+    gain = given_gain(sums["agreement"], sums["shared"])
+    unshrunk = scan_sums["drawn"] + (gain**2 - 1) * scan_sums["shared"]
     missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - unshrunk, spread)
 
     heard = per_band(signal, sums["noise"])  # the data's own power over the noise's
 
     def where_heard(values):
         return tuple(v if h is not None and h > _LEAST_SIGNAL else None for v, h in zip(values, heard, strict=True))
+
+    pairs = zip(sums["agreement"].tolist(), sums["shared"].tolist(), strict=True)
+    shrunk = [agreement / shared if shared > 0 else None for agreement, shared in pairs]  # no mean is left at 0
 
     return HeldOutFigures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
@@ -167,6 +170,11 @@ def held_out_figures(
         signal=heard,
         drawn=scan_sums["drawn"],
     )
+
+
+def given_gain(agreement: Tensor, shared: Tensor) -> Tensor:
+    """The gain that a round gives its draws, of sums per band: from 1 to 1.5, and 1 where draws share nothing."""
+    return torch.where(shared > 0, agreement / shared.clamp_min(1e-12), 1.0).clamp(1, _MOST_GAIN)
 
 
 def _ratio(above, below, guesses=2):
