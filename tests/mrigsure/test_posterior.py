@@ -292,3 +292,16 @@ def test_draws_and_what_they_leave_in_the_operator_are_open_to_autograd():
     (energy + (weight * batch.operator.sampled).sum()).backward()
     assert weight.grad > 0
     assert "sampled" in vars(batch.operator), "nothing was kept, so nothing was tested"
+
+
+def test_factors_hold_above_a_level_alone():
+    prior, _ = stationary_prior(8)
+    x = complex_noise((2, 8, 8), generator(30), torch.complex128)
+
+    def variance(spread, sigma):
+        x0 = prior.denoise(x, torch.full((2,), sigma))
+        return spread.start()(prior.denoise, x, x0, sigma, generator(31)).amplitude.square()
+
+    factors = PixelSpectrumSpread((3.0,) * 8, above=0.2)
+    for sigma, factor in ((0.3, 3), (0.2, 1), (0.1, 1)):
+        torch.testing.assert_close(variance(factors, sigma), factor * variance(PixelSpectrumSpread(), sigma))

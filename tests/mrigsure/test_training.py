@@ -12,6 +12,7 @@ from tiny_training import NOISE, SIZE, checkpoint_of, figures_of, history_of, lo
 
 from mrigsure import losses, training
 from mrigsure.archive import open_archive
+from mrigsure.calibrate import refinement_spread
 from mrigsure.denoiser import load_prior
 from mrigsure.diffusion import GAMMA, sigma_schedule
 from mrigsure.draws import scans_to_draw, split_scan
@@ -340,7 +341,7 @@ def test_a_round_is_refused_for_what_all_scans_lost_with_the_bands_of_before(
         return tuple(band + 0.25 for band in start), figures_of(float(rounds), power=0.89 * 0.5**rounds)
 
     def figures(*_, spread, **__):
-        asked.append(spread.bands)
+        asked.append(spread)
         shares = torch.tensor(kept)
         found = figures_of(0.0, power=0.89 * float(shares.mean()))
         return replace(found, drawn=0.89 * shares[:, None].expand(4, 8))
@@ -351,7 +352,7 @@ def test_a_round_is_refused_for_what_all_scans_lost_with_the_bands_of_before(
     with warnings.catch_warnings(record=True):
         folder = train(settings(tiny_scans, tmp_path / "prior", rounds=1))
     assert [entry["refused"] for entry in history_of(folder)] == [False, refused]
-    assert asked == [(1.25,) * 8], "the bands that the round drew with"
+    assert asked == [refinement_spread((1.25,) * 8)], "the bands that the round drew with, where it drew with them"
 
 
 def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned, tiny_scans, tmp_path, monkeypatch):
