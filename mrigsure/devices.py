@@ -1,6 +1,7 @@
 """Where the numbers are crunched."""
 
 import torch
+from torch import Tensor
 
 from mrigsure.errors import InputError
 
@@ -15,6 +16,13 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def send(tensor: Tensor, device) -> Tensor:
+    """The tensor on `device`; to a GPU from locked memory, which copies at its own pace while others work."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def at_once(device, samples: int, few: int) -> int:

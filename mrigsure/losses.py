@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mrigsure.archive import Archive
 from mrigsure.augment import Turn, augment, augment_scan, random_crop
+from mrigsure.devices import send
 from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
 from mrigsure.draws import scans_to_draw, split_scan
 from mrigsure.fourier import fft1c, ifft1c
@@ -39,8 +40,8 @@ class Drawn:
     noisier: Tensor | None = None
 
     def to(self, device) -> "Drawn":
-        others, noisier = (part if part is None else part.to(device) for part in (self.others, self.noisier))
-        return Drawn(self.images.to(device), self.scans.to(device), others, noisier)
+        others, noisier = (part if part is None else send(part, device) for part in (self.others, self.noisier))
+        return Drawn(send(self.images, device), self.scans.to(device), others, noisier)
 
 
 def pick_batch(

@@ -70,7 +70,7 @@ class EStep:
         repeats, done = 1 if self.estimates else self.samples, 0
         for part in _batches(scans, indices, chains, max(1, self.batch_size // repeats), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
-            batch = collate([scans[i] for i in part for _ in range(repeats)]).to(self.device)
+            batch = collate([scan for i in part for scan in [scans[i]] * repeats]).to(self.device)
             state, sigmas = None, draw_levels(self.levels, self.sigma_min, self.sigma_max)
             if part[0] in chains:
                 current = torch.cat([chains[i][:repeats] for i in part]).to(self.device)

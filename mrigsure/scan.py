@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 import mrigsure
+from mrigsure.devices import send
 from mrigsure.errors import InputError
 from mrigsure.files import atomic
 from mrigsure.geometry import Geometry, read_geometry, write_geometry
@@ -123,7 +124,8 @@ class ScanBatch:
         return SenseOperator(self.mask, self.sens_maps)
 
     def to(self, device) -> "ScanBatch":
-        return ScanBatch(*(getattr(self, key).to(device) for key in self.__dataclass_fields__))
+        """On a GPU before the copies have arrived there: what is computed on them waits for them."""
+        return ScanBatch(*(send(getattr(self, key), device) for key in self.__dataclass_fields__))
 
 
 def collate(scans: Sequence[Scan]) -> ScanBatch:
@@ -370,19 +372,20 @@ def volume_facts(path) -> VolumeFacts:
 
 
 class ScanSet(Sequence):
-    """Every slice of many prepared files, read when asked for; an archive below 2 GB stays in memory once read.
+    """Every slice of many prepared files, read when asked for; an archive of at most `kept` bytes stays in memory once
+    read.
 
     paths    files, or folders that are searched for *.h5
     targets  read the truth too, where a file has it
     """
 
-    def __init__(self, paths: Sequence, targets: bool = False):
+    def __init__(self, paths: Sequence, targets: bool = False, kept: float = _KEPT_BYTES):
         self.volumes = [volume_facts(path) for path in prepared_files(paths)]
         self.targets = targets
         self._index = [(v.path, number) for v in self.volumes for number in range(v.kspace_shape[0])]
         self.shapes = [v.kspace_shape[-2:] for v in self.volumes for _ in range(v.kspace_shape[0])]
         size = 2 * 8 * sum(math.prod(v.kspace_shape) for v in self.volumes)  # k-space and maps, complex64
-        self._read = cache(self._read) if size < _KEPT_BYTES else self._read
+        self._read = cache(self._read) if size <= kept else self._read
 
     def __len__(self):
         return len(self._index)

@@ -14,6 +14,7 @@ checkpoint to the very bits it would have reached, and several processes (proces
 import json
 import time
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -43,6 +44,7 @@ from mrigsure.shrinkage import unshrunk
 from mrigsure.tracking import Tracker
 from mrigsure.validation import held_out_figures
 
+_READERS = 4  # threads that make a GPU's batches ready; more than one would be in a CPU's way
 _WARMUP = 100  # updates until the learning rate is reached
 _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
@@ -174,11 +176,14 @@ class Trainer:
     def _updates(self):
         total = self.settings.round_steps if self.round else self.settings.steps
         label = f"round {self.round}" if self.round else self.settings.objective
-        with ThreadPoolExecutor(1) as reader, Meter(label, total, done=self.step) as meter:
+        ahead = 1 if self.device.type == "cpu" else _READERS
+        with ThreadPoolExecutor(ahead) as readers, Meter(label, total, done=self.step) as meter:
             mark, scans = time.monotonic(), 0
-            following = reader.submit(self._batches, self.step)
+            coming = deque(readers.submit(self._batches, step) for step in range(self.step, total)[:ahead])
             while self.step < total and not self._out_of_time():
-                batches, following = following.result(), reader.submit(self._batches, self.step + 1)
+                batches = coming.popleft().result()
+                if self.step + ahead < total:
+                    coming.append(readers.submit(self._batches, self.step + ahead))
                 seen = self._update(batches)
                 loss = float(seen[:, 1].mean())
                 self.step, self.updates, scans = self.step + 1, self.updates + 1, scans + len(seen)
@@ -194,10 +199,10 @@ class Trainer:
                     self.save_checkpoint()
 
     def _batches(self, step) -> list:
-        """This process's parts of an update: (names, batch)."""
+        """This process's parts of an update: (names, batch on the device)."""
         mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
         names = [(self.round, step, part) for part in mine]
-        return [(name, pick_batch(self.settings, self.archive, self.chains, name)) for name in names]
+        return [(name, pick_batch(self.settings, self.archive, self.chains, name).to(self.device)) for name in names]
 
     def _update(self, batches) -> Tensor:
         """One step of the optimiser; noise level and loss of every scan of all processes, (scans, 2)."""
