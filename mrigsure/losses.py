@@ -110,9 +110,9 @@ def scan_losses(
             options |= {"other": drawn.others, "noisier": drawn.noisier, "correct_low": settings.refine == "rough"}
             loss = completed(denoise, drawn.images, sigma, noise, **options)
     else:
-        lowest = lowest_first_stage(settings, batch.sigma0)
+        lowest = lowest_first_stage(settings, batch.sigma0.cpu())
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
-            lowest = batch.sigma0 * _ABOVE  # what lies below follows from what the data teach here
+            lowest = batch.sigma0.cpu() * _ABOVE  # what lies below follows from what the data teach here
         sigma = draw_sigma(lowest, settings.sigma_max, rng).to(device)
         loss = _first_stage(settings, denoise, batch.to(device), sigma, noise)
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
