@@ -18,6 +18,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def readers(device) -> int:
+    """How many threads make batches ready; more than one would be in a CPU's way."""
+    return 1 if torch.device(device).type == "cpu" else 4
+
+
 def send(tensor: Tensor, device) -> Tensor:
     """The tensor on `device`; to a GPU from locked memory, which copies at its own pace while others work."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":

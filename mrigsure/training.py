@@ -31,6 +31,7 @@ from mrigsure.calibrate import NEUTRAL, calibrate_spread, refinement_spread
 from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
+from mrigsure.devices import readers
 from mrigsure.draws import draw_scans, gain_of_draws, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
@@ -44,7 +45,6 @@ from mrigsure.shrinkage import unshrunk
 from mrigsure.tracking import Tracker
 from mrigsure.validation import held_out_figures
 
-_READERS = 4  # threads that make a GPU's batches ready; more than one would be in a CPU's way
 _WARMUP = 100  # updates until the learning rate is reached
 _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
@@ -176,14 +176,14 @@ class Trainer:
     def _updates(self):
         total = self.settings.round_steps if self.round else self.settings.steps
         label = f"round {self.round}" if self.round else self.settings.objective
-        ahead = 1 if self.device.type == "cpu" else _READERS
-        with ThreadPoolExecutor(ahead) as readers, Meter(label, total, done=self.step) as meter:
+        ahead = readers(self.device)
+        with ThreadPoolExecutor(ahead) as pool, Meter(label, total, done=self.step) as meter:
             mark, scans = time.monotonic(), 0
-            coming = deque(readers.submit(self._batches, step) for step in range(self.step, total)[:ahead])
+            coming = deque(pool.submit(self._batches, step) for step in range(self.step, total)[:ahead])
             while self.step < total and not self._out_of_time():
                 batches = coming.popleft().result()
                 if self.step + ahead < total:
-                    coming.append(readers.submit(self._batches, self.step + ahead))
+                    coming.append(pool.submit(self._batches, self.step + ahead))
                 seen = self._update(batches)
                 loss = float(seen[:, 1].mean())
                 self.step, self.updates, scans = self.step + 1, self.updates + 1, scans + len(seen)

@@ -119,6 +119,14 @@ def test_scan_set_reads_every_slice(volume, tmp_path):
     assert scans[2].target is None
 
 
+def test_an_archive_of_up_to_so_many_bytes_is_read_once(volume, tmp_path):
+    write_prepared(tmp_path / "a.h5", volume)
+    size = 2 * volume.kspace.nbytes
+    kept, read_anew = ScanSet([tmp_path], kept=size), ScanSet([tmp_path], kept=size - 1)
+    assert kept[0] is kept[0]
+    assert read_anew[0] is not read_anew[0]
+
+
 def test_collate_fills_up_coils_without_changing_the_operator(volume):
     one = volume.scan(0)
     more = random_scan(np.random.default_rng(1), (16, 12), coils=5)

@@ -486,6 +486,24 @@ def test_the_same_seed_gives_the_same_prior_and_another_a_different_one(tiny_sca
     assert digest("a", 0) == digest("b", 0) != digest("c", 1)
 
 
+def test_batches_come_in_turn_however_many_threads_make_them_ready(tiny_scans, tmp_path, brief, monkeypatch):
+    names = []
+    plain = training.scan_losses
+
+    def noted(settings, model, batch, name, **options):
+        names.append(name)
+        return plain(settings, model, batch, name, **options)
+
+    monkeypatch.setattr(training, "scan_losses", noted)
+    made = []
+    for threads in (1, 4):
+        monkeypatch.setattr(training, "readers", lambda device, threads=threads: threads)
+        made.append(train(settings(tiny_scans, tmp_path / f"{threads}", steps=7)))
+    one, four = ((folder / "model.safetensors").read_bytes() for folder in made)
+    assert one == four
+    assert names == 2 * [*((0, step, 0) for step in range(7)), (1, 0, 0), (1, 1, 0)]
+
+
 def test_init_from_starts_where_the_other_prior_ended(tiny_scans, tmp_path, brief):
     first = train(settings(tiny_scans, tmp_path / "first", steps=2, rounds=0))
     barely = dict(steps=1, rounds=0, learning_rate=1e-12, init_from=str(first))
