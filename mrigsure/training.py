@@ -38,7 +38,6 @@ from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
-from mrigsure.refinement import SWEEPS
 from mrigsure.sampling import sample_prior
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
@@ -286,7 +285,7 @@ class Trainer:
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""
         self._record(self._figures(PixelSpectrumSpread(self.bands), _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
 
-    def _figures(self, spread, levels, sweeps=None):
+    def _figures(self, spread, levels):
         return from_main(
             self.accelerator,
             lambda: held_out_figures(
@@ -294,17 +293,10 @@ class Trainer:
                 self._scans_for_figures,
                 draw_levels(levels, self.lowest, self.settings.sigma_max),
                 spread=spread,
-                sweeps=sweeps,
                 seed=self.settings.seed,
                 device=self.device,
             ),
         )
-
-    @property
-    def _exact_sweeps(self):
-        """The rounds' own, with which their power is judged; others are too sure, and lose power whatever the prior."""
-        sweeps = SWEEPS[self.settings.refine]
-        return sweeps if sweeps.exact and self.settings.taught_by_scans(self.settings.rounds) else None
 
     def _judge(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
@@ -312,8 +304,6 @@ class Trainer:
         drawn = figures
         if self.settings.rounds:
             self.draw_bands, drawn = self._calibrated("power", self.draw_bands)
-            if self._exact_sweeps:
-                drawn = self._figures(refinement_spread(self.draw_bands), _CALIBRATION_LEVELS, self._exact_sweeps)
         better = not self.best or figures.energy < self.best["energy"]
         checked = not (better or self.settings.estimates(self.round) or self.settings.objective == "denoised")
         lost = self._lost_in_round(drawn) if checked else ()
@@ -349,8 +339,7 @@ class Trainer:
         before = before.cpu()  # a checkpoint's is on the device
         if not (lost := _lost_bands(drawn, before)):
             return ()
-        as_before = refinement_spread(self.before["draw_bands"])
-        again = self._figures(as_before, _CALIBRATION_LEVELS, self._exact_sweeps)
+        again = self._figures(refinement_spread(self.before["draw_bands"]), _CALIBRATION_LEVELS)
         return tuple(band for band in _lost_bands(again, before, errors=2) if band in lost)
 
     def _candidate(self, figures):

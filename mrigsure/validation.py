@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mrigsure.devices import at_once
 from mrigsure.fourier import radial_bands
-from mrigsure.posterior import Denoise, Spread, Sweeps, draw
+from mrigsure.posterior import Denoise, Spread, draw
 from mrigsure.scan import Scan, collate
 from mrigsure.seeds import complex_noise, generator
 
@@ -84,7 +84,6 @@ def held_out_figures(
     *,
     spread: Spread,
     seed: int,
-    sweeps: Sweeps | None = None,
     samples: int = 2,
     fraction: float = 0.3,
     device="cpu",
@@ -105,10 +104,7 @@ def held_out_figures(
             rng_device = generator(seed, "draws", start, *group[0].shape, device=device)
             part = collate(kept).to(device)
             draws = torch.stack(
-                [
-                    draw(denoise, part, sigmas, spread=spread, sweeps=sweeps, generator=rng_device)
-                    for _ in range(samples)
-                ]
+                [draw(denoise, part, sigmas, spread=spread, generator=rng_device) for _ in range(samples)]
             )
             full = collate(list(group)).to(device)
             live = full.sens_maps.abs().amax((2, 3), keepdim=True) > 0  # coils that are no filling

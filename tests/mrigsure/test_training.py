@@ -378,8 +378,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
 def test_rounds_of_a_better_prior_draw_with_exact_sweeps_and_leave_low_levels_uncorrected(
     tiny_scans, tmp_path, brief, monkeypatch
 ):
-    """The power that a round must not lose is that of such draws, too."""
-    seen, drawing, teaching, judging = set(), EStep.update, losses.completed, training.held_out_figures
+    seen, drawing, teaching = set(), EStep.update, losses.completed
 
     def update(step, *arguments):
         seen.add(("exact", step.sweeps.exact))
@@ -389,17 +388,12 @@ def test_rounds_of_a_better_prior_draw_with_exact_sweeps_and_leave_low_levels_un
         seen.add(("corrected", correct_low))
         return teaching(*arguments, correct_low=correct_low, **options)
 
-    def held_out_figures(*arguments, sweeps, **options):
-        seen.add(("judged", sweeps is not None and sweeps.exact))
-        return judging(*arguments, sweeps=sweeps, **options)
-
     monkeypatch.setattr(EStep, "update", update)
     monkeypatch.setattr(losses, "completed", completed)
-    monkeypatch.setattr(training, "held_out_figures", held_out_figures)
     for refine, exact, corrected in (("rough", False, True), ("fine", True, False)):
         seen.clear()
         train(settings(tiny_scans, tmp_path / refine, refine=refine))
-        assert seen == {("exact", exact), ("corrected", corrected), ("judged", False), ("judged", exact)}
+        assert seen == {("exact", exact), ("corrected", corrected)}
 
 
 def test_a_round_records_the_gain_that_its_draws_were_given(tiny_scans, tmp_path, brief, monkeypatch):
