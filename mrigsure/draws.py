@@ -17,7 +17,7 @@ from mrigsure.devices import at_once
 from mrigsure.diffusion import noisier_scan
 from mrigsure.gaussian import fit_gaussian
 from mrigsure.posterior import Denoise, Spread
-from mrigsure.refinement import SWEEPS, EStep, gaussian_chains
+from mrigsure.refinement import SWEEP_STEPS, SWEEPS, EStep, gaussian_chains
 from mrigsure.scan import Scan, ScanSet
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
@@ -98,7 +98,8 @@ def draw_scans(
         denoise=denoise,
         spread=spread,
         estimates=settings.estimates(round_number),
-        sweeps=SWEEPS[settings.refine] if by_scans else None,
+        sweeps=SWEEPS if by_scans else 0,
+        sweep_steps=SWEEP_STEPS[settings.refine],
         levels=settings.round_levels,
         samples=settings.round_samples,
         sigma_max=settings.sigma_max,

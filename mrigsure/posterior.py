@@ -22,9 +22,7 @@ Wu et al. 2024, arXiv:2405.18782). At one fixed level rho
     z ~ exp(-|| A z - y ||^2 / (2 sigma0^2) - || z - x ||^2 / (2 rho^2)),   exactly
     x ~ p(x | x + rho n = z),                                               by a few ancestral steps of the prior
 
-in turn: no R is in it, and so none of R's texture, which is not an image's, stays in the draws. Such x are draws given
-data of the noise sigma0^2 + rho^2 A A^H. Of y, which has less, they make too little: shrunk, of too little power. Where
-sweeps are `exact`, y + rho A n' of one n' is the data.
+in turn: no R is in it, and so none of R's texture, which is not an image's, stays in the draws.
 """
 
 import math
@@ -58,24 +56,7 @@ _MOST_ITERATIONS = 7  # of a level; to the end they would take 1 to 3% off the s
 _NOISY, _NOISY_ITERATIONS = 2 * SIGMA_DATA, 2  # above this level so few do as well: noise hides what they leave
 _MOST_WITH_SETS = 60  # no preconditioner knows how the sets' images are told apart
 _TOLERANCE = 3e-3  # of a level's solve: its error is a small part of the spread that the level draws
-_SWEPT = 0.06 * SIGMA_DATA  # levels below it sweeps stand for: the network's finest detail lies there
-
-
-@dataclass(frozen=True)
-class Sweeps:
-    """Of a split Gibbs chain that ends a draw (docs/refinement.md).
-
-    count  of sweeps
-    rho    the noise between the data's image and the prior's
-    steps  of the prior in each, from rho to a sixth of it
-    exact  the data have the noise that rho stands for, and steps are of second order (the multistep rule of Lu et al.
-           2022, arXiv:2211.01095); without, few steps are too sure
-    """
-
-    count: int
-    rho: float
-    steps: int
-    exact: bool
+SWEEP_SIGMA = 0.12 * SIGMA_DATA  # rho: the network's finest detail lies below; docs/refinement.md
 
 
 class Factor(Protocol):
@@ -173,7 +154,8 @@ def draw(
     start: Tensor | None = None,
     eta: float = 1.0,
     quiet_sigma: float = 0.0,
-    sweeps: Sweeps | None = None,
+    sweeps: int = 0,
+    sweep_steps: int = 8,
     after_level: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One draw for every scan of the batch: complex (batch, H, W); with several sets of maps, of the first's image.
@@ -183,7 +165,8 @@ def draw(
     start    the state at sigmas[0]; without it a posterior draw under a white Gaussian prior, noised to sigmas[0]
     quiet_sigma  below this level nothing is perturbed; infinity gives the fast point estimate of DDS and DiffPIR, which
              is under-dispersed and not for uncertainty
-    sweeps   in place of the levels below .06 sigma_data; none where no level is
+    sweeps   of the split Gibbs chain at SWEEP_SIGMA, in place of the levels below half of it; none where no level is
+    sweep_steps  of the prior in each, from SWEEP_SIGMA to a sixth of it
     """
     operator, kspace = batch.operator, batch.kspace
     shape = (kspace.shape[0], *kspace.shape[-2:])
@@ -198,20 +181,14 @@ def draw(
     image_sigma0 = batch.sigma0.view(-1, *[1] * (seen.ndim - 1))
     quiet = float(batch.sigma0.min()) / 2  # a last level as low returns the solve's mean
     lowest = float(sigmas[-1])
-    sweeps = sweeps if lowest < _SWEPT else None
-    sigmas = sigmas[sigmas >= _SWEPT] if sweeps else sigmas
+    sweeps = sweeps if lowest < SWEEP_SIGMA / 2 else 0
+    sigmas = sigmas[sigmas >= SWEEP_SIGMA / 2] if sweeps else sigmas
 
-    def with_others(image):
-        """Images of all sets of maps, of which only the first is not 0."""
-        if not operator.has_sets:
-            return image
-        return torch.nn.functional.pad(image[:, None], (0, 0, 0, 0, 0, deviation.shape[1]))
-
-    def solved(x0, factor, most, perturb, seen=seen):
+    def solved(x0, factor, most, perturb):
         """xh of a level."""
-        if operator.has_sets:
+        if operator.has_sets:  # the others have the mean 0
+            x0 = torch.nn.functional.pad(x0[:, None], (0, 0, 0, 0, 0, deviation.shape[1]))
             factor, most = JointFactor(factor, deviation), _MOST_WITH_SETS
-        x0 = with_others(x0)
         perturbed, prior_noise = seen, torch.zeros_like(x0)
         if perturb:
             perturbed = seen + image_sigma0 * operator.adjoint_of_white(noise(kspace.shape))
@@ -225,26 +202,14 @@ def draw(
         return PixelSpectrumFactor(plane, sigma * plane)
 
     def swept(x):
-        factor, data = white(sweeps.rho), seen
-        if sweeps.exact:
-            data = seen + sweeps.rho * operator.normal(with_others(noise()))
-        for _ in range(sweeps.count):
-            x = from_prior(solved(x, factor, _MOST_ITERATIONS, True, data))
+        levels = [*sigma_schedule(sweep_steps, SWEEP_SIGMA, max(lowest, SWEEP_SIGMA / 6), _SPACING).tolist(), 0.0]
+        factor = white(SWEEP_SIGMA)
+        for _ in range(sweeps):
+            x = solved(x, factor, _MOST_ITERATIONS, True)
+            for sigma, following in pairwise(levels):
+                x0 = denoise(x, torch.full(shape[:1], sigma, device=kspace.device))
+                x = renoised(x, x0, sigma, following, ancestral(sigma, following), noise()) if following else x0
         return x
-
-    def from_prior(x):
-        """x ~ p(x | x + rho n)."""
-        levels = [*sigma_schedule(sweeps.steps, sweeps.rho, max(lowest, sweeps.rho / 6), _SPACING).tolist(), 0.0]
-        before = None
-        for sigma, following in pairwise(levels):
-            x0 = denoise(x, torch.full(shape[:1], sigma, device=kspace.device))
-            if not following:
-                return x0
-            ahead = x0
-            if sweeps.exact and before:
-                ahead = x0 + (x0 - before[0]) * math.log(sigma / following) / (2 * math.log(before[1] / sigma))
-            before = x0, sigma
-            x = renoised(x, ahead, sigma, following, ancestral(sigma, following), noise())
 
     if start is None:
         nothing = torch.zeros(shape, dtype=seen.dtype, device=seen.device)

@@ -19,18 +19,15 @@ from torch import Tensor
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.gaussian import GaussianPrior
-from mrigsure.posterior import Denoise, Spread, Sweeps, draw, draw_levels
+from mrigsure.posterior import Denoise, Spread, draw, draw_levels
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
 
 RESTART_SIGMA = 2 * SIGMA_DATA
-SWEEPS = {
-    "rough": Sweeps(count=6, rho=0.12 * SIGMA_DATA, steps=3, exact=False),
-    "fine": Sweeps(count=16, rho=0.06 * SIGMA_DATA, steps=4, exact=True),
-}
-"""At the end of draws that complete scans, by `--refine`. Without them the detail of R is left, which rounds do not
-forget by themselves: a prior that learned it draws it again, and what scans say against it is little. Too sure sweeps
-make up for the noise that a rough prior lets pass, and are wrong of a better one."""
+SWEEPS, SWEEP_STEPS = 6, {"rough": 3, "fine": 8}
+"""Of split Gibbs at the end of draws that complete scans. Without them the detail of R is left, which rounds do not
+forget by themselves: a prior that learned it draws it again, and what scans say against it is little. Few steps are too
+sure, which makes up for the noise that a rough prior lets pass, and is wrong of a better one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class EStep:
     denoise       the current prior
     spread        of R, calibrated
     estimates     a point estimate in place of draws, which are all the same then
-    sweeps        of split Gibbs after every draw
+    sweeps        of split Gibbs after every draw, of `sweep_steps` each
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
     sigma_max     where the prior ends
@@ -52,7 +49,8 @@ class EStep:
     denoise: Denoise
     spread: Spread
     estimates: bool
-    sweeps: Sweeps | None
+    sweeps: int
+    sweep_steps: int
     levels: int
     samples: int
     sigma_max: float
@@ -81,9 +79,9 @@ class EStep:
             elif self.estimates:
                 sigmas = sigma_schedule(self.levels, self.sigma_max, self.sigma_min)
                 state = self.sigma_max * complex_noise((len(batch.kspace), *batch.kspace.shape[-2:]), rng)
-            quiet, sweeps = (math.inf, None) if self.estimates else (0.0, self.sweeps)
+            quiet, sweeps = (math.inf, 0) if self.estimates else (0.0, self.sweeps)
             options = {"spread": self.spread, "quiet_sigma": quiet, "sweeps": sweeps, "generator": rng, "start": state}
-            drawn = draw(self.denoise, batch, sigmas, **options)
+            drawn = draw(self.denoise, batch, sigmas, sweep_steps=self.sweep_steps, **options)
             for index, images in zip(part, drawn.cpu().unflatten(0, (len(part), repeats)), strict=True):
                 chains[index] = images.expand(self.samples, -1, -1).clone()
             done += len(part)

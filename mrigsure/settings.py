@@ -167,7 +167,7 @@ class TrainSettings:
         round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
         refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined; fine: of a
-            better one, which draws with exact sweeps (docs/refinement.md), and learns low levels from draws that the
+            better one, which draws with sweeps of 8 steps in place of 3, and learns low levels from draws that the
             scans do not correct
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below

@@ -1,6 +1,6 @@
 """Posterior sampling against the exact posterior of Gaussian priors (docs/method.md, section 9)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,12 +8,11 @@ import torch
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import blur, fft2c, ifft2c
-from mrigsure.posterior import Factor, PixelSpectrumSpread, ScalarSpread, Sweeps, draw
-from mrigsure.scan import SIGMA_DATA, ScanBatch
+from mrigsure.posterior import SWEEP_SIGMA, Factor, PixelSpectrumSpread, ScalarSpread, draw
+from mrigsure.scan import ScanBatch
 from mrigsure.seeds import complex_noise, generator, in_pairs
 
 SIGMA0 = 0.1
-RHO = 0.12 * SIGMA_DATA  # of sweeps
 
 
 @dataclass
@@ -148,44 +147,13 @@ def test_sweeps_undo_a_wrong_spread_where_their_small_steps_reach():
 
         return Wide()
 
-    def ratio(sweeps):
-        images, _, covariance = draws_of(prior, twice, 16, 300, sweeps=sweeps)
-        return variance_ratio(images, covariance, 0.5)
-
-    assert ratio(None) > 1.2
-    assert ratio(Sweeps(20, RHO, 20, exact=False)) == pytest.approx(1, abs=0.05)
-    assert 0.5 < ratio(Sweeps(20, RHO, 3, exact=False)) < 0.8
-
-
-@pytest.mark.parametrize(("exact", "steps", "low", "high"), [(True, 8, 0.93, 0.99), (False, 20, 0.7, 0.87)])
-def test_the_draws_of_exact_sweeps_are_distributed_over_all_data_as_images_are(exact, steps, low, high):
-    """In the modes near the noise, but for what lies below the last level of a sweep. Else they are shrunk."""
-    prior, _ = stationary_prior(8)
-    batch, _, _ = measurement(prior, 1500)
-    rng = generator(1)
-    kspace = batch.operator.forward(prior.sample(1500, rng))
-    kspace = kspace + SIGMA0 * batch.mask * complex_noise(kspace.shape, rng, torch.complex128)
-    scans = replace(batch, kspace=kspace)
-    options = {"spread": prior.exact_spread, "generator": rng, "sweeps": Sweeps(12, 4 * RHO, steps, exact)}
-    images = draw(prior.denoise, scans, sigma_schedule(16, 20.0, SIGMA0 / 20), **options)
-    power = (images.flatten(1) @ prior.vectors.conj()).abs().square().mean(0) / 2 / prior.values
-    assert low < float(power[prior.values < 20 * SIGMA0**2].mean()) < high
-
-
-def test_the_few_steps_of_exact_sweeps_do_what_many_do_else():
-    """In the better known half of the modes, where rho adds little to the noise."""
-    prior, _ = stationary_prior(8)
-    batch, _, covariance = measurement(prior, 600)
-
-    def ratio(steps, exact):
-        sweeps = Sweeps(20, RHO, steps, exact)
-        options = {"spread": prior.exact_spread, "generator": generator(0), "sweeps": sweeps}
-        images = draw(prior.denoise, batch, sigma_schedule(16, 20.0, SIGMA0 / 20), **options)
-        return variance_ratio(images.flatten(1), covariance, 0.5)
-
-    few, many = ratio(4, True), ratio(20, False)
-    assert few == pytest.approx(many, abs=0.05)
-    assert ratio(4, False) < many - 0.15
+    ratios = {}
+    for sweeps, steps in ((0, 20), (20, 20), (20, 3)):
+        images, _, covariance = draws_of(prior, twice, 16, 300, sweeps=sweeps, sweep_steps=steps)
+        ratios[sweeps, steps] = variance_ratio(images, covariance, 0.5)
+    assert ratios[0, 20] > 1.2
+    assert ratios[20, 20] == pytest.approx(1, abs=0.05)
+    assert 0.5 < ratios[20, 3] < 0.8
 
 
 def test_sweeps_wait_for_a_prior_that_is_defined_below_them():
@@ -197,9 +165,8 @@ def test_sweeps_wait_for_a_prior_that_is_defined_below_them():
         options = {"spread": prior.exact_spread, "generator": generator(0), "sweeps": sweeps}
         return draw(prior.denoise, batch, sigmas, **options)
 
-    three = Sweeps(3, RHO, 8, exact=False)
-    assert torch.equal(images(0.51 * RHO, three), images(0.51 * RHO, None))
-    assert not torch.equal(images(0.4 * RHO, three), images(0.4 * RHO, None))
+    assert torch.equal(images(0.51 * SWEEP_SIGMA, 3), images(0.51 * SWEEP_SIGMA, 0))
+    assert not torch.equal(images(0.4 * SWEEP_SIGMA, 3), images(0.4 * SWEEP_SIGMA, 0))
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -20,10 +20,10 @@ from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumSpread, ScalarFactor, ScalarSpread, Sweeps, draw_levels
+from mrigsure.posterior import SWEEP_SIGMA, PixelSpectrumSpread, ScalarFactor, ScalarSpread, draw_levels
 from mrigsure.processes import start_process
 from mrigsure.refinement import SWEEPS, EStep
-from mrigsure.scan import SIGMA_DATA, PreparedVolume, ScanSet, write_prepared
+from mrigsure.scan import PreparedVolume, ScanSet, write_prepared
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.training import Trainer, train
 
@@ -254,7 +254,7 @@ def test_scans_held_apart_are_taken_from_all_over_the_archive(tiny_scans):
 
 
 def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
-    """.06 sigma_data is the least level before, and the state that the sweeps denoise has the noise of theirs."""
+    """Half of SWEEP_SIGMA is the least level before, and the state that the sweeps denoise has the noise of theirs."""
     archive, heard = open_archive([str(tiny_scans)], 0.1, 0), []
 
     def denoise(x, sigma):
@@ -266,13 +266,13 @@ def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
 
     options = dict(denoise=denoise, spread=alike, estimates=False, levels=12, samples=1, sigma_max=20.0)
     options |= dict(sigma_min=0.01, seed=0, round_number=1, batch_size=2)
-    levels = draw_levels(12, 0.01, 20.0).tolist()
-    before = [level for level in levels if level >= 0.06 * SIGMA_DATA]
-    assert len(before) < len(levels)
-    for sweeps in (None, Sweeps(2, 0.07, 3, exact=False), Sweeps(2, 0.03, 8, exact=True)):
+    for sweeps, steps in ((0, 3), (2, 3), (2, 8)):
         heard.clear()
-        list(EStep(sweeps=sweeps, **options).update(archive.scans, archive.training[:1], {}))
-        swept = sigma_schedule(sweeps.steps, sweeps.rho, max(sweeps.rho / 6, 0.01), 20.0).tolist() if sweeps else []
+        list(EStep(sweeps=sweeps, sweep_steps=steps, **options).update(archive.scans, archive.training[:1], {}))
+        levels = draw_levels(12, 0.01, 20.0).tolist()
+        swept = sigma_schedule(steps, SWEEP_SIGMA, SWEEP_SIGMA / 6, 20.0).tolist()
+        before = [level for level in levels if level >= SWEEP_SIGMA / 2]
+        assert len(before) < len(levels)
         assert heard == pytest.approx(before + 2 * swept if sweeps else levels)
 
 
@@ -371,17 +371,17 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
-    assert seen == [(True, None, True, False), (False, SWEEPS["rough"], False, False)], "then of the noisier scans, new"
+    assert seen == [(True, 0, True, False), (False, SWEEPS, False, False)], "then new draws, given the noisier scans"
     assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
 
 
-def test_rounds_of_a_better_prior_draw_with_exact_sweeps_and_leave_low_levels_uncorrected(
+def test_rounds_of_a_better_prior_draw_with_longer_sweeps_and_leave_low_levels_uncorrected(
     tiny_scans, tmp_path, brief, monkeypatch
 ):
     seen, drawing, teaching = set(), EStep.update, losses.completed
 
     def update(step, *arguments):
-        seen.add(("exact", step.sweeps.exact))
+        seen.add(("steps", step.sweep_steps))
         yield from drawing(step, *arguments)
 
     def completed(*arguments, correct_low, **options):
@@ -390,10 +390,10 @@ def test_rounds_of_a_better_prior_draw_with_exact_sweeps_and_leave_low_levels_un
 
     monkeypatch.setattr(EStep, "update", update)
     monkeypatch.setattr(losses, "completed", completed)
-    for refine, exact, corrected in (("rough", False, True), ("fine", True, False)):
+    for refine, steps, corrected in (("rough", 3, True), ("fine", 8, False)):
         seen.clear()
         train(settings(tiny_scans, tmp_path / refine, refine=refine))
-        assert seen == {("exact", exact), ("corrected", corrected)}
+        assert seen == {("steps", steps), ("corrected", corrected)}
 
 
 def test_a_round_records_the_gain_that_its_draws_were_given(tiny_scans, tmp_path, brief, monkeypatch):
