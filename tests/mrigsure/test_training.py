@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,6 +252,15 @@ def test_scans_held_apart_are_taken_from_all_over_the_archive(tiny_scans):
     assert [scan.name for scan in archive.held_apart(1000)] == everything
     assert [scan.name for scan in archive.held_apart(2)] == everything[:: len(everything) // 2][:2]
     assert not {*everything} & {archive.scans[index].name for index in archive.training}
+
+
+def test_scans_stay_in_memory_if_a_quarter_of_a_processes_share_of_it_holds_them(tiny_scans, monkeypatch):
+    size = 16 * sum(math.prod(volume.kspace_shape) for volume in ScanSet([tiny_scans]).volumes)
+    for free, processes, kept in ((4 * size, "1", True), (4 * size - 4, "1", False), (4 * size, "2", False)):
+        monkeypatch.setattr("mrigsure.archive.psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        scans = open_archive([str(tiny_scans)], 0.1, 0).scans
+        assert (scans[0] is scans[0]) == kept
 
 
 def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
