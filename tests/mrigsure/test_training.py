@@ -254,7 +254,7 @@ def test_scans_held_apart_are_taken_from_all_over_the_archive(tiny_scans):
     assert not {*everything} & {archive.scans[index].name for index in archive.training}
 
 
-def test_scans_stay_in_memory_if_a_quarter_of_a_processes_share_of_it_holds_them(tiny_scans, monkeypatch):
+def test_scans_stay_in_memory_if_a_quarter_of_what_a_process_has_of_it_holds_them(tiny_scans, monkeypatch):
     size = 16 * sum(math.prod(volume.kspace_shape) for volume in ScanSet([tiny_scans]).volumes)
     for free, processes, kept in ((4 * size, "1", True), (4 * size - 4, "1", False), (4 * size, "2", False)):
         monkeypatch.setattr("mrigsure.archive.psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
