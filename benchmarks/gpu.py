@@ -95,7 +95,7 @@ def training(bench, images, bfloat16, compiled):
 
     def update():
         optimizer.zero_grad()
-        batch = draws if images else collate(bench.scans)
+        batch = (draws if images else collate(bench.scans)).to(bench.device)
         common = dict(sigma_data=0.5, lowest_refined=0.01, device=bench.device)
         _, losses = scan_losses(settings, denoise, batch, (0, next(steps), 0), **common)
         losses.mean().backward()

@@ -1,7 +1,6 @@
 """The scans of a training: their split by file, what is known of them, and whether they can teach a prior at all."""
 
 import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import psutil
 
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.identifiability import archive_ensemble, refuse_unidentifiable
+from mrigsure.processes import processes_here
 from mrigsure.scan import Scan, ScanSet
 
 _MEASURED_SCANS = 64
@@ -37,7 +37,7 @@ def open_archive(paths: Sequence, validation: float, seed: int, targets: bool = 
     Raises InputError for fewer than two files, or where nothing could be learned (identifiability.py); warns with
     ScanWarning of blind modes.
     """
-    scans = ScanSet(paths, targets, _KEPT_SHARE * psutil.virtual_memory().available / _processes_here())
+    scans = ScanSet(paths, targets, _KEPT_SHARE * psutil.virtual_memory().available / processes_here())
     files = _ranked_files(scans, seed)
     if targets and scans[0].target is None:
         raise InputError(files[0], "no target", "files with the truth for --objective supervised")
@@ -105,11 +105,6 @@ def _ranked_files(scans, seed):
 
 def _rank(seed, name):
     return hashlib.blake2b(f"{seed} {name}".encode()).hexdigest()
-
-
-def _processes_here():
-    """Of this training, on this machine; torchrun and `accelerate launch` say so."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _range(values):

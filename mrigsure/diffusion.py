@@ -44,13 +44,14 @@ def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
     """Training noise levels, one per entry of `low`: ln sigma ~ N(-1.5, 1.5^2), truncated to [low, high].
 
     Each has this distribution; together they fill its quantiles, one in each of len(low) equal parts, so that
-    batches differ less (after Kingma et al. 2021, Variational Diffusion Models, appendix I.1).
+    batches differ less (after Kingma et al. 2021, Variational Diffusion Models, appendix I.1). They are drawn on the
+    CPU, so that every device has the same.
     """
     normal = torch.distributions.Normal(*LOG_SIGMA)
-    below, above = normal.cdf(low.log()), normal.cdf(torch.tensor(math.log(high)))
+    below, above = normal.cdf(low.cpu().log()), normal.cdf(torch.tensor(math.log(high)))
     part = torch.randperm(len(low), generator=generator)
     quantile = (part + torch.rand(low.shape, generator=generator)) / len(low)
-    return normal.icdf(below + quantile * (above - below)).exp()
+    return normal.icdf(below + quantile * (above - below)).exp().to(low.device)
 
 
 def lowest_solve_sigma(sigma0):

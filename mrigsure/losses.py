@@ -91,30 +91,29 @@ def scan_losses(
     lowest_refined: float,
     device,
 ) -> tuple[Tensor, Tensor]:
-    """Noise level and weighted loss of each scan or image of a batch of `pick_batch`: two of (batch,), on `device`.
+    """Noise level and weighted loss of each scan or image of a batch of `pick_batch`: two of (batch,). All on `device`.
 
     lowest_refined  the least level that images are trained at; scans have their own, of lowest_first_stage
     """
     rng = generator(settings.seed, "update", *names)
     noise = generator(settings.seed, "noise", *names, device=device)
     if isinstance(batch, Tensor):
-        sigma = draw_sigma(torch.full((len(batch),), lowest_refined), settings.sigma_max, rng).to(device)
-        loss = denoising(denoise, batch.to(device), sigma, noise)
+        sigma = draw_sigma(torch.full((len(batch),), lowest_refined, device=device), settings.sigma_max, rng)
+        loss = denoising(denoise, batch, sigma, noise)
     elif isinstance(batch, Drawn):
-        sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined), settings.sigma_max, rng).to(device)
-        drawn = batch.to(device)
-        options = {"scans": drawn.scans, "measured": settings.measured}
-        if drawn.noisier is None:
-            loss = denoising(denoise, drawn.images, sigma, noise, **options)
+        sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined, device=device), settings.sigma_max, rng)
+        options = {"scans": batch.scans, "measured": settings.measured}
+        if batch.noisier is None:
+            loss = denoising(denoise, batch.images, sigma, noise, **options)
         else:
-            options |= {"other": drawn.others, "noisier": drawn.noisier, "correct_low": settings.refine == "rough"}
-            loss = completed(denoise, drawn.images, sigma, noise, **options)
+            options |= {"other": batch.others, "noisier": batch.noisier, "correct_low": settings.refine == "rough"}
+            loss = completed(denoise, batch.images, sigma, noise, **options)
     else:
-        lowest = lowest_first_stage(settings, batch.sigma0.cpu())
+        lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
-            lowest = batch.sigma0.cpu() * _ABOVE  # what lies below follows from what the data teach here
-        sigma = draw_sigma(lowest, settings.sigma_max, rng).to(device)
-        loss = _first_stage(settings, denoise, batch.to(device), sigma, noise)
+            lowest = batch.sigma0 * _ABOVE  # what lies below follows from what the data teach here
+        sigma = draw_sigma(lowest, settings.sigma_max, rng)
+        loss = _first_stage(settings, denoise, batch, sigma, noise)
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 
 

@@ -4,6 +4,7 @@ Process r of n takes the parts r, r + n, ... of every update and every n-th batc
 prints and writes. n processes with `accumulate` a thus take the updates of one process with `accumulate` a n.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -36,6 +37,11 @@ def start_process(settings: TrainSettings):
         mute()
         warnings.filterwarnings("ignore", category=ScanWarning)
     return accelerator
+
+
+def processes_here() -> int:
+    """Of this training, on this machine, as torchrun and `accelerate launch` say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def from_main(accelerator, compute: Callable[[], T]) -> T:

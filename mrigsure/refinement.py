@@ -70,7 +70,7 @@ class EStep:
         repeats, done = 1 if self.estimates else self.samples, 0
         for part in _batches(scans, indices, chains, max(1, self.batch_size // repeats), self.share):
             rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
-            batch = collate([scan for i in part for scan in [scans[i]] * repeats]).to(self.device)
+            batch = _repeated(scans, part, repeats).to(self.device)
             state, sigmas = None, draw_levels(self.levels, self.sigma_min, self.sigma_max)
             if part[0] in chains:
                 current = torch.cat([chains[i][:repeats] for i in part]).to(self.device)
@@ -104,11 +104,16 @@ def gaussian_chains(
     done = 0
     for part in _batches(scans, indices, chains, max(1, batch_size // samples), share):
         rng = generator(seed, "gaussian chains", part[0], device=device)
-        batch = collate([scans[i] for i in part for _ in range(samples)]).to(device)
+        batch = _repeated(scans, part, samples).to(device)
         drawn = prior.draw(batch, rng).cpu().unflatten(0, (len(part), samples))
         chains.update({index: images.clone() for index, images in zip(part, drawn, strict=True)})
         done += len(part)
         yield done
+
+
+def _repeated(scans, indices, count):
+    """A batch of each scan `count` times; a scan is read once."""
+    return collate([scan for index in indices for scan in [scans[index]] * count])
 
 
 def _batches(scans, indices, chains, size, share):
