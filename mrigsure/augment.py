@@ -40,21 +40,28 @@ class Turn:
         return cls(torch.polar(torch.ones(()), angle), *(torch.rand(3, generator=rng) < 0.5).tolist())
 
     def __call__(self, scan: Scan) -> Scan:
-        axes = [axis for axis, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
+        axes = self._axes
         opposite = [axis for axis in (-2, -1) if (axis in axes) != self.conjugate]  # conjugation mirrors k-space too
-        kspace, maps, target = self.phase * scan.kspace, scan.sens_maps, scan.target
-        target = None if target is None else self.phase * target
+        kspace, maps = self.phase * scan.kspace, scan.sens_maps
         if self.conjugate:
             kspace, maps = kspace.conj().resolve_conj(), maps.conj().resolve_conj()
-            target = None if target is None else target.conj().resolve_conj()
         return replace(
             scan,
             kspace=_mirror(kspace, opposite),
             mask=_mirror(scan.mask, opposite),
             density=_mirror(scan.density, opposite),
             sens_maps=_mirror(maps, axes),
-            target=None if target is None else _mirror(target, axes),
+            target=None if scan.target is None else self.image(scan.target),
         )
+
+    def image(self, images: Tensor) -> Tensor:
+        """Complex images (..., H, W), turned."""
+        turned = _mirror(self.phase * images, self._axes)
+        return turned.conj().resolve_conj() if self.conjugate else turned
+
+    @property
+    def _axes(self):
+        return [axis for axis, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
 
 
 def augment_scan(scan: Scan, rng: torch.Generator) -> Scan:

@@ -1,13 +1,14 @@
 """The images that a round learns from: which scans are drawn anew, and how.
 
 from round 1 on      posterior draws under the current prior, as persistent chains (refinement.py); where scans
-                     teach too (settings.targets) they are given more noise, of which y~ is independent
+                     teach too (settings.targets) they are given more noise, of which y~ is independent; beside them
+                     comes a pair of images for the levels that draws alone teach
 start gaussian       the first draws come from a Gaussian fitted to the scans instead (gaussian.py)
 objective denoised   the first images are the fully sampled noisy scans themselves, denoised once
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from mrigsure.gaussian import fit_gaussian
 from mrigsure.posterior import Denoise, Spread
 from mrigsure.refinement import SWEEP_STEPS, SWEEPS, EStep, gaussian_chains
 from mrigsure.scan import Scan, ScanSet
-from mrigsure.seeds import generator
+from mrigsure.seeds import complex_noise, generator
 from mrigsure.settings import TrainSettings
 from mrigsure.shrinkage import mean_gain
 
@@ -44,6 +45,30 @@ class _SplitScans(Sequence):
 
     def __getitem__(self, index):
         return split_scan(self.scans[index], self.seed, self.round_number, index)
+
+    @property
+    def shapes(self):
+        return self.scans.shapes
+
+
+@dataclass(frozen=True)
+class _SimulatedScans(Sequence):
+    """The scans as they would have been, other noise and all, had these images, complex (1, H, W), been what was
+    scanned."""
+
+    scans: ScanSet
+    images: Mapping[int, Tensor]
+    seed: int
+    round_number: int
+
+    def __len__(self):
+        return len(self.scans)
+
+    def __getitem__(self, index):
+        scan, rng = self.scans[index], generator(self.seed, "simulated", self.round_number, index)
+        noise = scan.noise_std * complex_noise(scan.kspace.shape, rng, scan.kspace.dtype)
+        whole = scan.batch().operator.coil_kspace(self.images[index])[0]
+        return replace(scan, kspace=scan.mask * (whole + noise))
 
     @property
     def shapes(self):
@@ -78,8 +103,9 @@ def draw_scans(
     if settings.objective == "denoised" and round_number == 1:
         mine = indices[share[0] :: share[1]]
         return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
-    by_scans = settings.taught_by_scans(round_number)
-    scans = _SplitScans(archive.scans, settings.seed, round_number) if by_scans else archive.scans
+    scans = archive.scans
+    if settings.taught_by_scans(round_number):
+        scans = _SplitScans(scans, settings.seed, round_number)
     if settings.start == "gaussian" and round_number == 1:
         pool = archive.training
         stride = max(1, len(pool) // _GAUSSIAN_SCANS)
@@ -94,11 +120,46 @@ def draw_scans(
             device=device,
             share=share,
         )
-    step = EStep(
+    step = _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)
+    return step.update(scans, indices, chains)
+
+
+def draw_pairs(
+    settings: TrainSettings,
+    archive: Archive,
+    indices: Sequence[int],
+    pairs: dict[int, Tensor],
+    *,
+    round_number: int,
+    denoise: Denoise,
+    spread: Spread,
+    lowest: float,
+    device,
+    share: tuple[int, int],
+) -> Iterable[int]:
+    """A draw of each scan and, unless settings.bootstrap is 0, one of the scan simulated from it, made alike: complex
+    (2 or 1, H, W) into `pairs`. Arguments as in `draw_scans`; yields how many images are done."""
+    step = replace(
+        _e_step(settings, archive, round_number, denoise, spread, lowest, device, share), samples=1, name="pairs"
+    )
+    done, first, second = 0, {}, {}
+    for done in step.update(archive.scans, indices, first):
+        yield done
+    if not settings.bootstrap:
+        pairs.update(first)
+        return
+    simulated = _SimulatedScans(archive.scans, first, settings.seed, round_number)
+    for again in replace(step, name="bootstrap").update(simulated, indices, second):
+        yield done + again
+    pairs.update({index: torch.cat([image, second[index]]) for index, image in first.items()})
+
+
+def _e_step(settings, archive, round_number, denoise, spread, lowest, device, share):
+    return EStep(
         denoise=denoise,
         spread=spread,
         estimates=settings.estimates(round_number),
-        sweeps=SWEEPS if by_scans else 0,
+        sweeps=SWEEPS if settings.taught_by_scans(round_number) else 0,
         sweep_steps=SWEEP_STEPS[settings.refine],
         levels=settings.round_levels,
         samples=settings.round_samples,
@@ -110,7 +171,6 @@ def draw_scans(
         device=device,
         share=share,
     )
-    return step.update(scans, indices, chains)
 
 
 def gain_of_draws(

@@ -32,20 +32,27 @@ class Drawn:
     where the scans teach too
     others   as many more draws of the same scans
     noisier  the k-space that the draws were made from
+    pairs    (batch, 2, H, W), draws of the scans as they are and of their bootstrap (draws.draw_pairs)
     """
 
     images: Tensor
     scans: ScanBatch
     others: Tensor | None = None
     noisier: Tensor | None = None
+    pairs: Tensor | None = None
 
     def to(self, device) -> "Drawn":
-        others, noisier = (part if part is None else send(part, device) for part in (self.others, self.noisier))
-        return Drawn(send(self.images, device), self.scans.to(device), others, noisier)
+        parts = (self.others, self.noisier, self.pairs)
+        more = (part if part is None else send(part, device) for part in parts)
+        return Drawn(send(self.images, device), self.scans.to(device), *more)
 
 
 def pick_batch(
-    settings: TrainSettings, archive: Archive, chains: dict[int, Tensor], names: tuple[int, int, int]
+    settings: TrainSettings,
+    archive: Archive,
+    chains: dict[int, Tensor],
+    pairs: dict[int, Tensor],
+    names: tuple[int, int, int],
 ) -> ScanBatch | Drawn | Tensor:
     """Scans of one matrix size, or images (batch, H, W): the round's draws, with their scans or without, or an oracle's
     truth; augmented, and images cropped.
@@ -67,10 +74,11 @@ def pick_batch(
         images = [chains[i][k] for i, k in zip(picks, which, strict=True)]
         if by_scans:
             apart = torch.randint(1, count // 2, (size,), generator=rng)
-            pairs = (which // 2 + apart) % (count // 2)  # a draw's own partner is in it (shrinkage.py)
-            partners = 2 * pairs + torch.randint(2, (size,), generator=rng)
+            twos = (which // 2 + apart) % (count // 2)  # a draw's own partner is in it (shrinkage.py)
+            partners = 2 * twos + torch.randint(2, (size,), generator=rng)
             others = [chains[i][k] for i, k in zip(picks, partners, strict=True)]
-            drawn = _with_split_scans(scans, picks, images, others, (settings.seed, names[0]), rng)
+            pair = [pairs[i] for i in picks]
+            drawn = _with_split_scans(scans, picks, images, others, pair, (settings.seed, names[0]), rng)
         elif settings.measured:
             drawn = _with_scans(scans, picks, images, rng)
         else:
@@ -106,8 +114,8 @@ def scan_losses(
         if batch.noisier is None:
             loss = denoising(denoise, batch.images, sigma, noise, **options)
         else:
-            options |= {"other": batch.others, "noisier": batch.noisier, "correct_low": settings.refine == "rough"}
-            loss = completed(denoise, batch.images, sigma, noise, **options)
+            options |= {"other": batch.others, "noisier": batch.noisier, "pair": batch.pairs}
+            loss = completed(denoise, batch.images, sigma, noise, bootstrap=settings.bootstrap, **options)
     else:
         lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
@@ -123,14 +131,15 @@ def _with_scans(scans, picks, images, rng):
     return Drawn(_targets(turned), collate(turned))
 
 
-def _with_split_scans(scans, picks, images, others, split, rng):
-    """Two draws of each, with their scans and, of the split (seed, round), the noisier half, turned alike."""
-    turned, noisier = [], []
-    for index, image, other in zip(picks, images, others, strict=True):
+def _with_split_scans(scans, picks, images, others, pairs, split, rng):
+    """Two draws of each and its pair, its scan and, of the split (seed, round), the noisier half, turned alike."""
+    turned, noisier, paired = [], [], []
+    for index, image, other, pair in zip(picks, images, others, pairs, strict=True):
         turn, scan = Turn.random(rng), scans[index]
         turned.append(turn(replace(scan, target=image)))
         noisier.append(turn(replace(split_scan(scan, *split, index), target=other)))
-    return Drawn(_targets(turned), collate(turned), _targets(noisier), collate(noisier).kspace)
+        paired.append(turn.image(pair))
+    return Drawn(_targets(turned), collate(turned), _targets(noisier), collate(noisier).kspace, torch.stack(paired))
 
 
 def _targets(scans):
@@ -151,7 +160,8 @@ def _cropped(drawn: Drawn, side: int, rng: torch.Generator) -> Drawn:
     cut = Drawn(drawn.images.narrow(1, start, side), replace(scans, kspace=rows(scans.kspace), **parts))
     if drawn.noisier is None:
         return cut
-    return replace(cut, others=drawn.others.narrow(1, start, side), noisier=rows(drawn.noisier))
+    others, pairs = (part.narrow(-2, start, side) for part in (drawn.others, drawn.pairs))
+    return replace(cut, others=others, noisier=rows(drawn.noisier), pairs=pairs)
 
 
 def lowest_first_stage(settings: TrainSettings, sigma0: Tensor) -> Tensor:

@@ -86,10 +86,7 @@ def denoising(
     """
     noise = complex_noise(image.shape, generator, image.dtype)
     error = denoise(image + sigma[:, None, None] * noise, sigma) - image
-    everywhere = error.abs().square().mean((1, 2)) / 2
-    if not measured:
-        return everywhere
-    return (1 - measured) * everywhere + measured * _on_sampled(scans, scans.operator.coil_kspace(error))
+    return _of_draws(error, scans, measured)
 
 
 def completed(
@@ -101,34 +98,50 @@ def completed(
     other: Tensor,
     scans: ScanBatch,
     noisier: Tensor,
+    pair: Tensor,
     measured: float,
-    correct_low: bool,
+    bootstrap: float,
 ) -> Tensor:
-    """Split GSURE on inputs that draws complete; at low sigma `denoising` of the draws, which the scans may correct.
+    """Split GSURE on inputs that draws complete; at low sigma `denoising` of draws, corrected by their bootstrap.
 
     The input knows of the draw what the scan cannot teach, as it is not in x. So the target is A image + y~ - A other:
     x - other is as likely as other - x given the input, if the draws are right, and the image is what the input is of.
 
     Below `lowest_solve_sigma` there is no such input, and just above it mu is so near to 1 that all but the best known
-    modes are mostly the draws', whose smoothness the network then takes for that of images. There the noisy draw itself
-    is the input, and with `correct_low` y~ - A other is added to its samples in proportion to sigma: the loss weighs
-    errors by 1/sigma^2, and all of the scan's noise would be more than its correction is worth.
+    modes are mostly the draws', whose smoothness the network then takes for that of images. There (1 + bootstrap) times
+    the loss of the pair's first, less `bootstrap` times that of its second: the denoiser of (1 + b) q - b p, q and p
+    the distributions of the two, which is as much nearer to the truth than q as p is farther (docs/method.md, 6).
 
     image    complex (batch, H, W), draws given `noisier` alone
     other    complex (batch, H, W), as many more, independent of `image` given `noisier`
     noisier  complex (batch, coil, H, W), of the `scans` with more noise (diffusion.noisier_scan)
+    pair     complex (batch, 2, H, W): draws given the `scans`, and draws made alike given scans simulated from those
     """
     lowest = DRAWS_ALONE * lowest_solve_sigma(scans.sigma0)
     below = sigma < lowest
     solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
-    noisy = image + sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype)
-    error = denoise(torch.where(below[:, None, None], noisy, solved), sigma) - image
-    share = (sigma / lowest).clamp(max=1) if correct_low else (~below).to(sigma)
-    share = share[:, None, None]
-    corrected = scans.operator.coil_kspace(error + share * other)
-    sampled = _on_sampled(scans, corrected - share[:, None] * independent_kspace(scans.kspace, noisier))
+    noisy = pair + (sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype))[:, None]
+    inputs = torch.where(below[:, None, None], noisy[:, 0], solved)
+    if bootstrap:
+        outputs = denoise(torch.cat([inputs, noisy[below, 1]]), torch.cat([sigma, sigma[below]]))
+    else:
+        outputs = denoise(inputs, sigma)
+    output, again = outputs.split([len(sigma), len(outputs) - len(sigma)])
+    corrected = scans.operator.coil_kspace(output - image + other) - independent_kspace(scans.kspace, noisier)
+    loss = (1 + bootstrap) * _of_draws(output - pair[:, 0], scans, measured)
+    if bootstrap:
+        error = torch.zeros_like(output)
+        error[below] = again - pair[below, 1]
+        loss = loss - bootstrap * _of_draws(error, scans, measured)
+    return torch.where(below, loss, _on_sampled(scans, corrected))
+
+
+def _of_draws(error, scans, measured):
+    """The loss of `denoising` from the error of the draws (batch, H, W)."""
     everywhere = error.abs().square().mean((1, 2)) / 2
-    return torch.where(below, (1 - measured) * everywhere + measured * sampled, sampled)
+    if not measured:
+        return everywhere
+    return (1 - measured) * everywhere + measured * _on_sampled(scans, scans.operator.coil_kspace(error))
 
 
 def _on_sampled(scans, error):

@@ -40,6 +40,7 @@ class EStep:
     sweeps        of split Gibbs after every draw, of `sweep_steps` each
     levels        of every draw; too few leave in it the texture of R, which the round would learn
     samples       draws kept of each scan
+    name          of the noise: draws of other names are independent
     sigma_max     where the prior ends
     sigma_min     where all end
     batch_size    draws at once
@@ -60,6 +61,7 @@ class EStep:
     batch_size: int
     device: object = "cpu"
     share: tuple[int, int] = (0, 1)
+    name: str = "chains"
 
     def update(self, scans: ScanSet, indices: Sequence[int], chains: dict[int, Tensor]) -> Iterable[int]:
         """Replace the chains of the scans `indices` by new draws; yields the number of scans done after each batch.
@@ -69,7 +71,7 @@ class EStep:
         """
         repeats, done = 1 if self.estimates else self.samples, 0
         for part in _batches(scans, indices, chains, max(1, self.batch_size // repeats), self.share):
-            rng = generator(self.seed, "chains", self.round_number, part[0], device=self.device)
+            rng = generator(self.seed, self.name, self.round_number, part[0], device=self.device)
             batch = _repeated(scans, part, repeats).to(self.device)
             state, sigmas = None, draw_levels(self.levels, self.sigma_min, self.sigma_max)
             if part[0] in chains:

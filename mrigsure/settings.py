@@ -166,9 +166,10 @@ class TrainSettings:
         round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
         round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
-        refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined; fine: of a
-            better one, which draws with sweeps of 8 steps in place of 3, and learns low levels from draws that the
-            scans do not correct
+        refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined, by sweeps of 3
+            steps; fine: of a better one, by sweeps of 8
+        bootstrap: where draws alone teach, how far to go beyond them, away from the draws of scans simulated from them,
+            which have lost once more what those lost (docs/method.md, 6); 0 means not at all
         anchor: share of the rounds' updates that keep to the first stage's objective on the scans
         targets: of the other rounds. scans: what was measured, where draws only complete the input, and draws below
             three times the data's noise; draws: draws alone, as expectation-maximisation has it
@@ -214,6 +215,7 @@ class TrainSettings:
     round_samples: int = 4
     round_levels: int = 20
     refine: Literal["rough", "fine"] = "rough"
+    bootstrap: float = 3.0
     anchor: float = 0.0
     targets: Literal["scans", "draws"] = "scans"
     measured: float = 0.75
@@ -248,7 +250,7 @@ class TrainSettings:
         _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
         _within(self, 2, "round_levels")
         _within(self, 0, "rounds", "estimate_rounds", "round_scans", "patience", "crop", "seed")
-        _within(self, 0, "checkpoint_minutes", "seconds", "threads")
+        _within(self, 0, "checkpoint_minutes", "seconds", "threads", "bootstrap")
         _within(self, 0, "learning_rate", "ema", "decay", "anchor", "measured", most=1)
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)

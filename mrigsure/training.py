@@ -32,7 +32,7 @@ from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
 from mrigsure.devices import readers
-from mrigsure.draws import draw_scans, gain_of_draws, scans_to_draw
+from mrigsure.draws import draw_pairs, draw_scans, gain_of_draws, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
@@ -122,6 +122,7 @@ class Trainer:
         self.loss = 0.0  # of this round, smoothed
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
+        self.pairs: dict[int, Tensor] = {}  # this round's
         self.before: dict = {}  # the state at the start of this round
         self.best: dict = {}  # the prior of the best energy score so far
         self.stale, self.refused = 0, 0  # rounds in a row that did not better it; that were refused
@@ -202,7 +203,8 @@ class Trainer:
         """This process's parts of an update: (names, batch on the device)."""
         mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
         names = [(self.round, step, part) for part in mine]
-        return [(name, pick_batch(self.settings, self.archive, self.chains, name).to(self.device)) for name in names]
+        images = self.chains, self.pairs
+        return [(name, pick_batch(self.settings, self.archive, *images, name).to(self.device)) for name in names]
 
     def _update(self, batches) -> Tensor:
         """One step of the optimiser; noise level and loss of every scan of all processes, (scans, 2)."""
@@ -241,25 +243,28 @@ class Trainer:
         taught, before = (self.settings.taught_by_scans(number) for number in (self.round, self.round - 1))
         chains = dict(self.chains) if taught == before else {}  # the others know the scans' own noise, or less
         processes = self.accelerator.num_processes
-        drawing = draw_scans(
-            self.settings,
-            self.archive,
-            indices,
-            chains,
-            round_number=self.round,
-            denoise=self.denoise,
-            spread=ScalarSpread() if self.refused else refinement_spread(self.draw_bands),
-            lowest=self.lowest,
-            device=self.device,
-            share=(self.accelerator.process_index, processes),
-        )
-        with Meter(f"round {self.round}, drawing", len(indices)) as meter:
-            for done in drawing:
-                meter.update(min(done * processes, len(indices)))
-        drawn = [index for index in indices if chains.get(index) is not self.chains.get(index)]
-        share_chains(self.accelerator, chains, drawn)
-        self.draw_gain = None
+
+        def drawing(draws, label, images, total):
+            options = {
+                "round_number": self.round,
+                "denoise": self.denoise,
+                "spread": ScalarSpread() if self.refused else refinement_spread(self.draw_bands),
+                "lowest": self.lowest,
+                "device": self.device,
+                "share": (self.accelerator.process_index, processes),
+            }
+            before = dict(images)
+            with Meter(f"round {self.round}, {label}", total) as meter:
+                for done in draws(self.settings, self.archive, indices, images, **options):
+                    meter.update(min(done * processes, total))
+            drawn = [index for index in indices if images.get(index) is not before.get(index)]
+            share_chains(self.accelerator, images, drawn)
+
+        drawing(draw_scans, "drawing", chains, len(indices))
+        self.draw_gain, self.pairs = None, {}
         if taught:
+            each = 2 if self.settings.bootstrap else 1
+            drawing(draw_pairs, "drawing pairs", self.pairs, each * len(indices))
             arguments = (self.settings, self.archive, indices, chains, self.round, self.device)
             self.draw_gain = from_main(self.accelerator, lambda: gain_of_draws(*arguments))
             chains |= {index: unshrunk(chains[index], self.draw_gain) for index in indices}
@@ -385,7 +390,7 @@ class Trainer:
         )
         self.refused += 1
         self._restore(self.before)
-        self.chains = dict(self.before["chains"])
+        self.chains, self.pairs = dict(self.before["chains"]), {}
 
     def _record(self, figures, **more):
         self.history.append({"round": self.round, "step": self.updates, **more, **figures.as_dict()})
@@ -465,6 +470,7 @@ class Trainer:
             "loss": self.loss,
             "history": json.dumps(self.history),
             "chains": self.chains,
+            "pairs": self.pairs,
             "before": self.before,
             "best": self.best,
         }
@@ -478,7 +484,7 @@ class Trainer:
         self.round, self.step, self.updates, self.stale, self.refused = state["position"]
         self.loss, self.before, self.best = state["loss"], state["before"], state["best"]
         self.history = json.loads(state["history"])
-        self.chains = _on_cpu(state["chains"])
+        self.chains, self.pairs = _on_cpu(state["chains"]), _on_cpu(state["pairs"])
         if "chains" in self.before:
             self.before["chains"] = _on_cpu(self.before["chains"])
         self.accelerator.wait_for_everyone()  # the main process may soon write the next one

@@ -187,8 +187,8 @@ def test_completed_by_the_truth_the_loss_is_the_true_risk_up_to_a_constant():
     sigma = torch.full((count,), 1.0)
     assert sigma[0] > DRAWS_ALONE * lowest_solve_sigma(SIGMA0)
     denoisers = Curved(), lambda x, _: 0.4 * x + 0.2 * x.roll(1, -2)
-    more = noisier(batch, 12)
-    options = {"other": image, "scans": batch, "noisier": more, "measured": 0.75, "correct_low": True}
+    options = {"other": image, "scans": batch, "noisier": noisier(batch, 12), "pair": torch.stack([0 * image] * 2, 1)}
+    options |= {"measured": 0.75, "bootstrap": 3.0}
     losses = [completed(f, image, sigma, generator(13), **options).detach() for f in denoisers]
     noisy = image + complex_noise(image.shape, generator(14))
     risks = [(f(noisy, None).detach() - image).abs().square().mean((1, 2)) / 2 for f in denoisers]
@@ -204,93 +204,119 @@ def gaussian_draws(batch, more, power, count=2):
     return [GaussianPrior(torch.full((4,), power)).draw(drawn_from, generator(20 + k)) for k in range(count)]
 
 
-@pytest.mark.parametrize(("level", "correct_low"), [(1.15, False), (0.6, True), (0.6, False)])
-def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers(level, correct_low):
-    """White images, whose posterior draws and whose denoiser are known. Where scans teach, it would be smaller without
-    the other draw: what the input knows of the draw alone does not help to find what the scan measured."""
+def gaussian_pair(batch, power, known=None):
+    """A draw of white images of this power given the scans, and one given the scans simulated from it."""
+    prior, own = GaussianPrior(torch.full((4,), power)), generator(30)
+    first = prior.draw(batch, generator(31)) if known is None else known
+    noise = batch.sigma0[:, None, None, None] * batch.mask * complex_noise(batch.kspace.shape, own)
+    second = prior.draw(replace(batch, kspace=batch.operator.forward(first) + noise), generator(32))
+    return torch.stack([first, second], 1)
+
+
+def test_completed_by_exact_draws_the_best_gain_is_the_true_denoisers():
+    """White images, whose posterior draws and whose denoiser are known. Without the other draw it would be smaller:
+    what the input knows of the draw alone does not help to find what the scan measured."""
+    level = 1.15
     _, batch = scans(24000, 18, sigma0=0.4)
     more = noisier(batch, 19)
     draws = gaussian_draws(batch, more, 1.0)
     sigma, best = torch.full_like(batch.sigma0, level), 1 / (1 + level**2)
-    assert (level > 1) == (level > DRAWS_ALONE * lowest_solve_sigma(0.4))
+    assert level > DRAWS_ALONE * lowest_solve_sigma(0.4)
 
     def slope(other):
-        options = {"other": other, "scans": batch, "noisier": more, "measured": 0.75, "correct_low": correct_low}
-        losses = [
-            completed(lambda x, _, g=best + step: g * x, draws[0], sigma, generator(22), **options)
-            for step in (-0.02, 0.02)
-        ]
-        change = losses[1] - losses[0]
-        return float(change.mean() / (change.std() / len(change) ** 0.5))
+        options = {"other": other, "scans": batch, "noisier": more, "pair": torch.stack(draws, 1), "bootstrap": 3.0}
+        return slope_at(best, draws[0], sigma, measured=0.75, **options)
 
     assert abs(slope(draws[1])) < 3.5
-    if level > 1 or correct_low:
-        assert slope(draws[0]) > 8, "or the first would mean nothing"
+    assert slope(draws[0]) > 8, "or the first would mean nothing"
 
 
-def test_at_low_sigma_the_scans_bring_the_network_nearer_than_draws_of_a_wrong_prior():
-    """White images of power 1, draws of a prior of power 0.3: the best gain of each."""
+def slope_at(gain, image, sigma, **options):
+    """The slope of the loss by the gain of a linear denoiser, in standard errors."""
+    losses = [
+        completed(lambda x, _, g=gain + step: g * x, image, sigma, generator(22), **options) for step in (-0.02, 0.02)
+    ]
+    change = losses[1] - losses[0]
+    return float(change.mean() / (change.std() / len(change) ** 0.5))
+
+
+@pytest.mark.parametrize("measured", [0.0, 0.75])
+@pytest.mark.parametrize("bootstrap", [0.0, 3.0])
+def test_at_low_sigma_right_draws_teach_the_true_denoiser_however_far_one_goes_beyond_them(bootstrap, measured):
     level = 0.6
-    _, batch = scans(12000, 23, sigma0=0.4)
-    more = noisier(batch, 24)
-    draws = gaussian_draws(batch, more, 0.3)
+    image, batch = scans(24000, 18, sigma0=0.4)
+    assert level < DRAWS_ALONE * lowest_solve_sigma(0.4)
+    options = {"other": image, "scans": batch, "noisier": noisier(batch, 19), "measured": measured}
     sigma = torch.full_like(batch.sigma0, level)
-    options = {"scans": batch, "measured": 1.0}
 
-    def best(loss, **options):
+    def slope(pair):
+        return slope_at(1 / (1 + level**2), 0 * image, sigma, pair=pair, bootstrap=bootstrap, **options)
+
+    right = gaussian_pair(batch, 1.0)
+    assert abs(slope(right)) < 3.5
+    assert slope(0.8 * right) > 8, "or the first would mean nothing"
+
+
+def test_at_low_sigma_the_denoiser_is_that_of_draws_extrapolated_from_their_bootstrap():
+    """Of white images of power 1 and .7: that of power (1 + b) 1 - b .7."""
+    image, batch = scans(12000, 33)
+    pair = torch.stack([image, 0.7**0.5 * complex_noise(image.shape, generator(34))], 1)
+    options = {"other": image, "scans": batch, "noisier": noisier(batch, 35), "pair": pair, "measured": 0.0}
+    sigma = torch.full_like(batch.sigma0, 0.5)
+    for bootstrap in (0.0, 1.0, 2.0):
+        power = 1 + bootstrap - 0.7 * bootstrap
+        options["bootstrap"] = bootstrap
+        assert abs(slope_at(power / (power + 0.25), image, sigma, **options)) < 3.5
+        assert slope_at((power + 0.3) / (power + 0.55), image, sigma, **options) > 6
+
+
+def test_the_bootstrap_brings_the_network_nearer_to_the_truth_than_draws_of_a_wrong_prior():
+    """White images of power 1, draws of a prior of power 0.3: the best gain of each. And draws shrunk by their sampler,
+    of the right prior: their bootstrap is shrunk once more."""
+    level = 0.6
+    image, batch = scans(12000, 23, sigma0=0.4)
+    sigma = torch.full_like(batch.sigma0, level)
+    options = {"other": image, "scans": batch, "noisier": noisier(batch, 24), "measured": 1.0}
+
+    def best(pair, bootstrap):
         low, middle, high = (
-            float(loss(lambda x, _, g=g: g * x, draws[0], sigma, generator(25), **options).mean())
+            float(
+                completed(
+                    lambda x, _, g=g: g * x, image, sigma, generator(25), pair=pair, bootstrap=bootstrap, **options
+                ).mean()
+            )
             for g in (0.0, 0.5, 1.0)
         )
         return 0.5 + 0.25 * (low - high) / (low + high - 2 * middle)
 
-    alone = best(denoising, **options)
-    corrected = best(completed, other=draws[1], noisier=more, correct_low=True, **options)
     truth = 1 / (1 + level**2)
-    assert alone + 0.05 < corrected < truth
+    wrong, shrunk = gaussian_pair(batch, 0.3), 0.95 * gaussian_pair(batch, 1.0)
+    again = gaussian_pair(batch, 1.0, known=shrunk[:, 0])
+    shrunk = torch.stack([shrunk[:, 0], 0.95 * again[:, 1]], 1)
+    for pair, gained in ((wrong, 0.02), (shrunk, 0.005)):
+        alone, nearer, nearest = (best(pair, bootstrap) for bootstrap in (0, 0.5, 1))
+        assert alone + gained < nearer < nearest < truth + 0.01
 
 
-@pytest.mark.parametrize("correct_low", [True, False])
-def test_what_completes_a_scan_is_no_target_of_it_but_at_low_sigma(correct_low):
-    """The noise and what is sampled held fixed: other draws change the target below that level alone."""
+def test_what_completes_a_scan_is_no_target_of_it_and_below_that_level_its_pair_alone_teaches():
+    """The noise and what is sampled held fixed."""
     count = 64
     image, batch = scans(count, 15)
-    more = noisier(batch, 16)
-    options = {"scans": batch, "noisier": more, "measured": 0.75, "correct_low": correct_low}
+    options = {"scans": batch, "noisier": noisier(batch, 16), "measured": 0.75, "bootstrap": 2.0}
+    pair = torch.stack([image, image.roll(1, -1)], 1)
     least = DRAWS_ALONE * float(lowest_solve_sigma(batch.sigma0).max())
 
-    def nothing(x, _):
-        return 0 * x
+    def loss(level, x, pair):
+        sigma = torch.full((count,), level * least)
+        return completed(lambda x, _: 0 * x, x, sigma, generator(17), other=x, pair=pair, **options)
 
-    for level, taught_by_draws in ((0.9 * least, True), (1.1 * least, False)):
-        sigma = torch.full((count,), level)
-        one, two = (completed(nothing, x, sigma, generator(17), other=x, **options) for x in (image, 2 * image))
-        assert torch.equal(one, two) != taught_by_draws
+    for level, by_pair in ((0.9, True), (1.1, False)):
+        one = loss(level, image, pair)
+        torch.testing.assert_close(loss(level, 2 * image, pair), one)
+        for other in (pair * torch.tensor([2, 1])[:, None, None], pair * torch.tensor([1, 2])[:, None, None]):
+            assert torch.equal(loss(level, image, other), one) != by_pair
     sigma = torch.full((count,), 0.9 * least)
-    as_denoising = denoising(nothing, image, sigma, generator(17), scans=batch, measured=0.75)
-    if not correct_low:
-        plain = completed(nothing, image, sigma, generator(17), other=2 * image, **options)
-        torch.testing.assert_close(plain, as_denoising)
-    nothing_amiss = batch.kspace + (GAMMA - 1) * (batch.kspace - batch.operator.coil_kspace(image))  # y~ is A image
-    options["noisier"] = batch.mask * nothing_amiss
-    whole = completed(nothing, image, sigma, generator(17), other=image, **options)
-    torch.testing.assert_close(whole, as_denoising)
-
-
-def test_the_scans_correct_low_sigma_in_proportion_to_it():
-    """All images 0, so that y~ is what is left: its share is sigma's of the level from which on the scans teach."""
-    _, batch = scans(8, 26)
-    nothing, least = torch.zeros_like(batch.kspace[:, 0]), DRAWS_ALONE * lowest_solve_sigma(batch.sigma0)
-
-    def loss(level):
-        options = {
-            "other": nothing,
-            "scans": batch,
-            "noisier": noisier(batch, 27),
-            "measured": 1.0,
-            "correct_low": True,
-        }
-        return completed(lambda x, _: 0 * x, nothing, level * least, generator(28), **options)
-
-    for level in (0.25, 0.5, 2.0):
-        torch.testing.assert_close(loss(level), min(level, 1.0) ** 2 * loss(1.0))
+    first, second = (
+        denoising(lambda x, _: 0 * x, part, sigma, generator(17), scans=batch, measured=0.75) for part in pair.unbind(1)
+    )
+    torch.testing.assert_close(loss(0.9, image, pair), 3 * first - 2 * second)

@@ -45,7 +45,9 @@ def test_two_processes_learn_as_one_with_twice_the_batches(tiny_scans, tmp_path,
     states = [checkpoint_of(tmp_path / name) for name in ("one", "two")]
     for key, value in states[0]["model"].items():
         assert torch.allclose(states[1]["model"][key], value, atol=1e-5)
-    for index, images in states[0]["chains"].items():
-        assert torch.allclose(states[1]["chains"][index], images, atol=1e-3)
+    for kind in ("chains", "pairs"):
+        assert len(states[0][kind]) == 3
+        for index, images in states[0][kind].items():
+            assert torch.allclose(states[1][kind][index], images, atol=1e-3)
     assert run.stdout.count("scans to learn from") == 1 and run.stdout.count("prior in ") == 1
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1

@@ -166,7 +166,7 @@ def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_p
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
     chains = checkpoint_of(folder)["chains"]
     whole = replace(chosen, crop=0)
-    picked = torch.cat([losses.pick_batch(whole, archive, chains, (1, step, 0)) for step in range(12)])
+    picked = torch.cat([losses.pick_batch(whole, archive, chains, {}, (1, step, 0)) for step in range(12)])
     energies = torch.stack([draws.abs().square().sum((1, 2)) for draws in chains.values()])  # what augmentation leaves
     nearest = [(energies / image.abs().square().sum() - 1).abs().flatten() for image in picked]
     assert {int(apart.argmin()) % 3 for apart in nearest} == {0, 1, 2} and max(map(torch.min, nearest)) < 1e-5
@@ -176,11 +176,13 @@ def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented
     chosen = settings(tiny_scans, tmp_path / "prior", measured=0.5, batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
     chains = {i: torch.stack([archive.scans[i].target] * 4) for i in archive.training}
-    whole = losses.pick_batch(chosen, archive, chains, (1, 0, 0))
-    rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, (1, 0, 0))
+    pairs = {i: torch.stack([archive.scans[i].target] * 2) for i in archive.training}
+    whole = losses.pick_batch(chosen, archive, chains, pairs, (1, 0, 0))
+    rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, pairs, (1, 0, 0))
     assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
     for drawn in (whole, rows):
-        assert torch.equal(drawn.images, drawn.others), "the other draw is turned and cut with them"
+        for other in (drawn.others, *drawn.pairs.unbind(1)):
+            assert torch.equal(drawn.images, other), "the other draws are turned and cut with them"
         for kspace, variance in ((drawn.scans.kspace, 1), (drawn.noisier, GAMMA)):
             error = drawn.scans.mask * (drawn.scans.operator.coil_kspace(drawn.images) - kspace)
             noise = 2 * variance * NOISE**2 * drawn.scans.mask.sum() * kspace.shape[1]
@@ -204,19 +206,22 @@ def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_
         i: torch.stack([(4 * i + k) * torch.ones(SIZE, SIZE, dtype=torch.complex64) for k in (1, 2, 3, 4)])
         for i in archive.training
     }
+    pairs = {i: images[:2] for i, images in chains.items()}
     for number in (1, 2):
         drawn_from = [
             split_scan(archive.scans[i], chosen.seed, number, i) for i in scans_to_draw(chosen, archive, number)
         ]
         assert 1 < len(drawn_from) < len(archive.training)
         energies = torch.tensor([float(scan.kspace.abs().square().sum()) for scan in drawn_from])
-        drawn = losses.pick_batch(chosen, archive, chains, (number, 0, 0))
+        drawn = losses.pick_batch(chosen, archive, chains, pairs, (number, 0, 0))
         for energy in drawn.noisier.abs().square().sum((1, 2, 3)):
             assert (energies / energy - 1).abs().min() < 1e-5
-        pairs = torch.stack([drawn.images, drawn.others], 1).abs().mean((2, 3)).round().int() - 1
-        assert (pairs // 4 == pairs[:, :1] // 4).all(), "two draws of one scan"
-        assert (pairs[:, 0] // 2 != pairs[:, 1] // 2).all(), "of different pairs"
-        assert all(0 < (pairs[:, place] % 2).sum() < len(pairs) for place in (0, 1)), "either of a pair"
+        images = torch.cat([torch.stack([drawn.images, drawn.others], 1), drawn.pairs], 1)
+        picked = images.abs().mean((2, 3)).round().int() - 1
+        assert (picked // 4 == picked[:, :1] // 4).all(), "two draws of one scan, and its pair"
+        assert (picked[:, 2:] % 4 == torch.tensor([0, 1])).all()
+        assert (picked[:, 0] // 2 != picked[:, 1] // 2).all(), "of different pairs"
+        assert all(0 < (picked[:, place] % 2).sum() < len(picked) for place in (0, 1)), "either of a pair"
 
 
 def test_rounds_that_the_scans_teach_take_two_pairs_of_draws_or_say_so(tiny_scans, tmp_path):
@@ -327,10 +332,10 @@ def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     assert len(refusals) == 2
     assert "round 1 " in refusals[0] and "the next one draws with a wider spread" in refusals[0]
     assert "round 2 " in refusals[1] and "refinement ends here" in refusals[1]
-    assert spreads == [PixelSpectrumSpread, ScalarSpread]
+    assert spreads == [PixelSpectrumSpread] * 3 + [ScalarSpread] * 3, "its pairs as well"
     assert [entry["refused"] for entry in history_of(folder)] == [False, True, True]
     state = checkpoint_of(folder)
-    assert state["chains"] == {}, "the draws are undone too"
+    assert state["chains"] == state["pairs"] == {}, "the draws are undone too"
     start = load_prior(learned).denoiser.state_dict()
     assert all(torch.equal(state["model"][key], value) for key, value in start.items())
     assert (folder / "model.safetensors").read_bytes() == (learned / "model.safetensors").read_bytes()
@@ -369,10 +374,11 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     seen, plain = [], EStep.update
 
     def update(step, scans, indices, chains):
-        seen.append((step.estimates, step.sweeps, isinstance(scans, ScanSet), bool(chains)))
+        seen.append((step.name, step.estimates, step.sweeps, isinstance(scans, ScanSet), bool(chains)))
         yield from plain(step, scans, indices, chains)
         for first, *others in (chains[i] for i in indices):
-            assert len(others) == 3 and all(torch.equal(first, other) == step.estimates for other in others)
+            assert len(others) == (3 if step.name == "chains" else 0)
+            assert all(torch.equal(first, other) == step.estimates for other in others)
         if step.estimates:
             chains |= {index: 0.3 * chains[index] for index in indices}
 
@@ -381,29 +387,45 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))
-    assert seen == [(True, 0, True, False), (False, SWEEPS, False, False)], "then new draws, given the noisier scans"
+    drawn = [("chains", False, SWEEPS, False, False), ("pairs", False, SWEEPS, True, False)]
+    drawn += [("bootstrap", False, SWEEPS, False, False)]
+    assert seen == [("chains", True, 0, True, False), *drawn], "then new draws, given the noisier scans"
     assert [entry["refused"] for entry in history_of(folder)][:2] == [False, False]
 
 
-def test_rounds_of_a_better_prior_draw_with_longer_sweeps_and_leave_low_levels_uncorrected(
-    tiny_scans, tmp_path, brief, monkeypatch
+@pytest.mark.parametrize("bootstrap", [0.0, 3.0])
+def test_a_pair_is_a_draw_of_a_scan_and_one_of_the_scan_simulated_from_it(
+    tiny_scans, tmp_path, brief, monkeypatch, bootstrap
 ):
-    seen, drawing, teaching = set(), EStep.update, losses.completed
+    """With the same mask and maps, and noise of its own; without a bootstrap the first alone."""
+    asked, plain = {}, EStep.update
 
-    def update(step, *arguments):
-        seen.add(("steps", step.sweep_steps))
-        yield from drawing(step, *arguments)
-
-    def completed(*arguments, correct_low, **options):
-        seen.add(("corrected", correct_low))
-        return teaching(*arguments, correct_low=correct_low, **options)
+    def update(step, scans, indices, chains):
+        asked[step.name] = {index: scans[index] for index in indices}
+        yield from plain(step, scans, indices, chains)
 
     monkeypatch.setattr(EStep, "update", update)
-    monkeypatch.setattr(losses, "completed", completed)
-    for refine, steps, corrected in (("rough", 3, True), ("fine", 8, False)):
-        seen.clear()
-        train(settings(tiny_scans, tmp_path / refine, refine=refine))
-        assert seen == {("steps", steps), ("corrected", corrected)}
+    folder = train(settings(tiny_scans, tmp_path / "prior", bootstrap=bootstrap))
+    pairs = checkpoint_of(folder)["pairs"]
+    assert len(pairs) == 4 and {len(images) for images in pairs.values()} == {2 if bootstrap else 1}
+    assert list(asked) == ["chains", "pairs", *(["bootstrap"] if bootstrap else [])]
+    errors = []
+    for index, scan in asked.get("bootstrap", {}).items():
+        real, images = asked["pairs"][index], pairs[index]
+        assert torch.equal(scan.mask, real.mask) and torch.equal(scan.sens_maps, real.sens_maps)
+        assert scan.noise_std == real.noise_std
+        noise, own = (scan.kspace - scan.batch().operator.forward(x[None])[0] for x in images)
+        assert float(own.abs().square().mean()) > 1.05 * float(noise.abs().square().mean())
+        errors.append(noise[:, scan.mask > 0] / NOISE)
+        assert not noise[:, scan.mask == 0].any()
+    if bootstrap:
+        noise = torch.cat([error.flatten() for error in errors])
+        for part in (noise.real, noise.imag):
+            assert float(part.std()) == pytest.approx(1, abs=0.05)
+        halves = errors[0].flatten(), errors[1].flatten()
+        least = min(map(len, halves))
+        alike = (halves[0][:least].conj() * halves[1][:least]).mean()
+        assert abs(alike) < 0.2, "each scan has its own noise"
 
 
 def test_a_round_records_the_gain_that_its_draws_were_given(tiny_scans, tmp_path, brief, monkeypatch):
