@@ -18,9 +18,10 @@ all are measured with the sampler as it is. They were trained at fewer low level
 `oracle500` is to be trained anew (docs/method.md, section 8). Rounds of `solve` before the 16th, and rows of `draws`
 and `heldout`, were measured with a spread calibrated band by band, which cost up to .2 dB; the first 16 rounds of
 `solve` drew with it, too, and without sweeps. One long round follows them, so that it has 9,500 updates of 8 and 1,600
-of 16, where the oracles have 7,500 and 3,200 (docs/refinement.md). All of these rows are older than draws in pairs that
-are given their gain: round 14 of `solve`, 6,500 updates of 8 and 4,800 of 16; and than the bootstrap, which the
-defaults train, with as many updates in ten rounds and six fine ones. The oracle on real slices was trained and measured on a GPU, without long rounds, `solve` there not yet to its end.
+of 16, where the oracles have 7,500 and 3,200 (docs/refinement.md). All of these rows are older than draws in pairs
+that are given their gain: round 14 of `solve`, 6,500 updates of 8 and 4,800 of 16; and than the bootstrap, which the
+defaults train, with as many updates in ten rounds and six fine ones. The oracle on real slices was trained and
+measured on a GPU, without long rounds, `solve` there not yet to its end.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, paired 95% interval below it. The
 last line holds the largest excess over the bar, in dB.

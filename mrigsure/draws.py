@@ -9,6 +9,7 @@ objective denoised   the first images are the fully sampled noisy scans themselv
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,22 +107,7 @@ def draw_scans(
     scans = archive.scans
     if settings.taught_by_scans(round_number):
         scans = _SplitScans(scans, settings.seed, round_number)
-    if settings.start == "gaussian" and round_number == 1:
-        pool = archive.training
-        stride = max(1, len(pool) // _GAUSSIAN_SCANS)
-        return gaussian_chains(
-            fit_gaussian([archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed),
-            scans,
-            indices,
-            chains,
-            samples=settings.round_samples,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            device=device,
-            share=share,
-        )
-    step = _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)
-    return step.update(scans, indices, chains)
+    return _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)(scans, indices, chains)
 
 
 def draw_pairs(
@@ -139,23 +125,29 @@ def draw_pairs(
 ) -> Iterable[int]:
     """A draw of each scan and, unless settings.bootstrap is 0, one of the scan simulated from it, made alike: complex
     (2 or 1, H, W) into `pairs`. Arguments as in `draw_scans`; yields how many images are done."""
-    step = replace(
-        _e_step(settings, archive, round_number, denoise, spread, lowest, device, share), samples=1, name="pairs"
-    )
+    draw = _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)
     done, first, second = 0, {}, {}
-    for done in step.update(archive.scans, indices, first):
+    for done in draw(archive.scans, indices, first, samples=1, name="pairs"):
         yield done
     if not settings.bootstrap:
         pairs.update(first)
         return
     simulated = _SimulatedScans(archive.scans, first, settings.seed, round_number)
-    for again in replace(step, name="bootstrap").update(simulated, indices, second):
+    for again in draw(simulated, indices, second, samples=1, name="bootstrap"):
         yield done + again
     pairs.update({index: torch.cat([image, second[index]]) for index, image in first.items()})
 
 
 def _e_step(settings, archive, round_number, denoise, spread, lowest, device, share):
-    return EStep(
+    """How this round draws: (scans, indices, chains, **fields of EStep that differ) -> how many are done, again and
+    again."""
+    if settings.start == "gaussian" and round_number == 1:
+        pool = archive.training
+        stride = max(1, len(pool) // _GAUSSIAN_SCANS)
+        prior = fit_gaussian([archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed)
+        options = {"seed": settings.seed, "batch_size": settings.batch_size, "device": device, "share": share}
+        return partial(gaussian_chains, prior, samples=settings.round_samples, name="chains", **options)
+    step = EStep(
         denoise=denoise,
         spread=spread,
         estimates=settings.estimates(round_number),
@@ -171,6 +163,7 @@ def _e_step(settings, archive, round_number, denoise, spread, lowest, device, sh
         device=device,
         share=share,
     )
+    return lambda *arguments, **fields: replace(step, **fields).update(*arguments)
 
 
 def gain_of_draws(

@@ -101,11 +101,12 @@ def gaussian_chains(
     batch_size: int,
     device="cpu",
     share: tuple[int, int] = (0, 1),
+    name: str = "chains",
 ) -> Iterable[int]:
     """The first chains where a Gaussian stands for the first stage: exact draws; yields the number of scans done."""
     done = 0
     for part in _batches(scans, indices, chains, max(1, batch_size // samples), share):
-        rng = generator(seed, "gaussian chains", part[0], device=device)
+        rng = generator(seed, "gaussian", name, part[0], device=device)
         batch = _repeated(scans, part, samples).to(device)
         drawn = prior.draw(batch, rng).cpu().unflatten(0, (len(part), samples))
         chains.update({index: images.clone() for index, images in zip(part, drawn, strict=True)})

@@ -250,7 +250,8 @@ class TrainSettings:
         _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
         _within(self, 2, "round_levels")
         _within(self, 0, "rounds", "estimate_rounds", "round_scans", "patience", "crop", "seed")
-        _within(self, 0, "checkpoint_minutes", "seconds", "threads", "bootstrap")
+        _within(self, 0, "checkpoint_minutes", "seconds", "threads")
+        _within(self, 0, "bootstrap", most=5)  # a round is stable up to 5.8
         _within(self, 0, "learning_rate", "ema", "decay", "anchor", "measured", most=1)
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)

@@ -144,13 +144,16 @@ def test_a_gaussian_start_draws_images_that_agree_with_every_scan(tiny_scans, tm
     folder = train(settings(tiny_scans, tmp_path / "prior", start="gaussian", steps=0, round_scans=0))
     state = checkpoint_of(folder)
     archive = open_archive([str(tiny_scans)], 0.1, 0)
-    assert sorted(state["chains"]) == archive.training
+    assert sorted(state["chains"]) == sorted(state["pairs"]) == archive.training
     for index, images in state["chains"].items():
-        scan = archive.scans[index]
-        assert images.shape == (4, SIZE, SIZE) and not torch.allclose(images[0], images[1], atol=1e-3)
-        error = scan.mask * (scan.batch().operator.coil_kspace(images[:1])[0] - scan.kspace)
-        noise = 2 * scan.noise_std**2 * scan.mask.sum() * len(scan.kspace)
-        assert 0.5 < float(error.abs().square().sum() / noise) < 3
+        scan, (first, second) = archive.scans[index], state["pairs"][index]
+        assert images.shape == (4, SIZE, SIZE)
+        apart = [torch.dist(one, other) for one, other in itertools.combinations((*images, first, second), 2)]
+        assert min(apart) > 0.2 * max(apart), "every draw has its own noise"
+        for image in (images[0], first, second):
+            error = scan.mask * (scan.batch().operator.coil_kspace(image[None])[0] - scan.kspace)
+            noise = 2 * scan.noise_std**2 * scan.mask.sum() * len(scan.kspace)
+            assert 0.5 < float(error.abs().square().sum() / noise) < 4, "the second is of another scan alike"
     assert [entry["round"] for entry in history_of(folder)] == [1], "there is no first stage to judge"
     assert load_prior(folder).config.sigma_min == pytest.approx(NOISE / 4)
 
