@@ -7,7 +7,7 @@ start gaussian       the first draws come from a Gaussian fitted to the scans in
 objective denoised   the first images are the fully sampled noisy scans themselves, denoised once
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from mrigsure.seeds import complex_noise, generator
 from mrigsure.settings import TrainSettings
 from mrigsure.shrinkage import mean_gain
 
+Draw = Callable[..., Iterable[int]]
 _GAUSSIAN_SCANS = 96
 
 
@@ -83,70 +84,31 @@ def scans_to_draw(settings: TrainSettings, archive: Archive, round_number: int) 
     return sorted(pool[k] for k in order[: settings.round_scans or len(pool)])
 
 
-def draw_scans(
+def how_to_draw(
     settings: TrainSettings,
     archive: Archive,
-    indices: Sequence[int],
-    chains: dict[int, Tensor],
-    *,
     round_number: int,
+    *,
     denoise: Denoise,
     spread: Spread,
     lowest: float,
     device,
     share: tuple[int, int],
-) -> Iterable[int]:
-    """New draws of this process's share of the scans `indices` into `chains`; yields how many are done.
+) -> Draw:
+    """How this round draws: (scans, indices, chains, **fields of EStep that differ) -> how many are done, again and
+    again, of this process's share.
 
     lowest  the least level at which `denoise` is defined
     share   (number, count) of the processes that divide the work
     """
     if settings.objective == "denoised" and round_number == 1:
-        mine = indices[share[0] :: share[1]]
-        return _denoised(archive, mine, chains, settings.round_samples, denoise, lowest, device)
-    scans = archive.scans
-    if settings.taught_by_scans(round_number):
-        scans = _SplitScans(scans, settings.seed, round_number)
-    return _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)(scans, indices, chains)
-
-
-def draw_pairs(
-    settings: TrainSettings,
-    archive: Archive,
-    indices: Sequence[int],
-    pairs: dict[int, Tensor],
-    *,
-    round_number: int,
-    denoise: Denoise,
-    spread: Spread,
-    lowest: float,
-    device,
-    share: tuple[int, int],
-) -> Iterable[int]:
-    """A draw of each scan and, unless settings.bootstrap is 0, one of the scan simulated from it, made alike: complex
-    (2 or 1, H, W) into `pairs`. Arguments as in `draw_scans`; yields how many images are done."""
-    draw = _e_step(settings, archive, round_number, denoise, spread, lowest, device, share)
-    done, first, second = 0, {}, {}
-    for done in draw(archive.scans, indices, first, samples=1, name="pairs"):
-        yield done
-    if not settings.bootstrap:
-        pairs.update(first)
-        return
-    simulated = _SimulatedScans(archive.scans, first, settings.seed, round_number)
-    for again in draw(simulated, indices, second, samples=1, name="bootstrap"):
-        yield done + again
-    pairs.update({index: torch.cat([image, second[index]]) for index, image in first.items()})
-
-
-def _e_step(settings, archive, round_number, denoise, spread, lowest, device, share):
-    """How this round draws: (scans, indices, chains, **fields of EStep that differ) -> how many are done, again and
-    again."""
+        return partial(_denoised, settings.round_samples, denoise, lowest, device, share)
     if settings.start == "gaussian" and round_number == 1:
         pool = archive.training
         stride = max(1, len(pool) // _GAUSSIAN_SCANS)
         prior = fit_gaussian([archive.scans[i] for i in pool[::stride][:_GAUSSIAN_SCANS]], settings.seed)
         options = {"seed": settings.seed, "batch_size": settings.batch_size, "device": device, "share": share}
-        return partial(gaussian_chains, prior, samples=settings.round_samples, name="chains", **options)
+        return partial(gaussian_chains, prior, samples=settings.round_samples, **options)
     step = EStep(
         denoise=denoise,
         spread=spread,
@@ -166,6 +128,43 @@ def _e_step(settings, archive, round_number, denoise, spread, lowest, device, sh
     return lambda *arguments, **fields: replace(step, **fields).update(*arguments)
 
 
+def draw_scans(
+    draw: Draw,
+    settings: TrainSettings,
+    archive: Archive,
+    indices: Sequence[int],
+    chains: dict[int, Tensor],
+    round_number: int,
+) -> Iterable[int]:
+    """New draws of the scans `indices` into `chains`; yields how many are done."""
+    scans = archive.scans
+    if settings.taught_by_scans(round_number):
+        scans = _SplitScans(scans, settings.seed, round_number)
+    return draw(scans, indices, chains)
+
+
+def draw_pairs(
+    draw: Draw,
+    settings: TrainSettings,
+    archive: Archive,
+    indices: Sequence[int],
+    pairs: dict[int, Tensor],
+    round_number: int,
+) -> Iterable[int]:
+    """A draw of each scan and, unless settings.bootstrap is 0, one of the scan simulated from it, made alike: complex
+    (2 or 1, H, W) into `pairs`; yields how many images are done."""
+    done, first, second = 0, {}, {}
+    for done in draw(archive.scans, indices, first, samples=1, name="pairs"):
+        yield done
+    if not settings.bootstrap:
+        pairs.update(first)
+        return
+    simulated = _SimulatedScans(archive.scans, first, settings.seed, round_number)
+    for again in draw(simulated, indices, second, samples=1, name="bootstrap"):
+        yield done + again
+    pairs.update({index: torch.cat([image, second[index]]) for index, image in first.items()})
+
+
 def gain_of_draws(
     settings: TrainSettings, archive: Archive, indices: Sequence[int], chains: dict[int, Tensor], round_number, device
 ) -> tuple[float, ...]:
@@ -176,10 +175,10 @@ def gain_of_draws(
     )
 
 
-def _denoised(archive, indices, chains, samples, denoise, lowest, device):
+def _denoised(samples, denoise, lowest, device, share, scans, indices, chains):
     """Fully sampled noisy scans to their GSURE-denoised images, which stand for clean ones from then on."""
-    for done, index in enumerate(indices, 1):
-        batch = archive.scans[index].batch().to(device)
+    for done, index in enumerate(indices[share[0] :: share[1]], 1):
+        batch = scans[index].batch().to(device)
         image = denoise(batch.operator.adjoint(batch.kspace), batch.sigma0.clamp_min(lowest)).cpu()
         chains[index] = image.expand(samples, *image.shape[1:]).clone()
         yield done

@@ -32,7 +32,7 @@ from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
 from mrigsure.devices import readers
-from mrigsure.draws import draw_pairs, draw_scans, gain_of_draws, scans_to_draw
+from mrigsure.draws import draw_pairs, draw_scans, gain_of_draws, how_to_draw, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
 from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
@@ -243,19 +243,21 @@ class Trainer:
         taught, before = (self.settings.taught_by_scans(number) for number in (self.round, self.round - 1))
         chains = dict(self.chains) if taught == before else {}  # the others know the scans' own noise, or less
         processes = self.accelerator.num_processes
+        draw = how_to_draw(
+            self.settings,
+            self.archive,
+            self.round,
+            denoise=self.denoise,
+            spread=ScalarSpread() if self.refused else refinement_spread(self.draw_bands),
+            lowest=self.lowest,
+            device=self.device,
+            share=(self.accelerator.process_index, processes),
+        )
 
         def drawing(draws, label, images, total):
-            options = {
-                "round_number": self.round,
-                "denoise": self.denoise,
-                "spread": ScalarSpread() if self.refused else refinement_spread(self.draw_bands),
-                "lowest": self.lowest,
-                "device": self.device,
-                "share": (self.accelerator.process_index, processes),
-            }
             before = dict(images)
             with Meter(f"round {self.round}, {label}", total) as meter:
-                for done in draws(self.settings, self.archive, indices, images, **options):
+                for done in draws(draw, self.settings, self.archive, indices, images, self.round):
                     meter.update(min(done * processes, total))
             drawn = [index for index in indices if images.get(index) is not before.get(index)]
             share_chains(self.accelerator, images, drawn)
