@@ -5,6 +5,7 @@ field of view folds over a pixel takes several sets of maps, orthonormal to each
 adds up what they see, S^H S = I as before, and images are (batch, set, H, W) (docs/soft_sense.md).
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -33,23 +34,19 @@ class SenseOperator:
         """A^H: (batch, coil, H, W) -> (batch, H, W)."""
         return self._combine(ifft2c(self.mask * kspace).conj_physical())
 
-    def adjoint_of_white(self, noise: Tensor) -> Tensor:
-        """A random image distributed as A^H n for white complex n: (batch, coil, H, W) -> (batch, H, W).
+    def normal(self, image: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """T = A^H A: (batch, H, W) -> (batch, H, W). With noise, an image distributed as T image + A^H n, n white.
 
-        Shifts, and the transform along the readout of a line mask, turn n into other white noise and are left out.
-        Overwrites the noise.
-        """
-        torch.view_as_real(noise).mul_(self._conjugating_mask)
-        return self._combine(self._transform(noise, norm="ortho"))
-
-    def normal(self, image: Tensor) -> Tensor:
-        """T = A^H A: (batch, H, W) -> (batch, H, W).
+        noise  of every scan, of its samples alone: white complex (coil, len(samples[scan])) in the maps' dtype
 
         Between a transform and its inverse the shifts to the centre cancel, but for the mask's; along the readout of a
-        line mask the transforms themselves do. The inverse is the transform between two conjugations, of which one
-        comes with the mask and one is left to the end.
+        line mask the transforms themselves do, and what they make of white noise is white. The inverse is the transform
+        between two conjugations, of which one comes with the mask and one is left to the end.
         """
         kspace = self._transform(self._coil_images(image), norm="ortho")
+        if noise is not None:
+            for seen, where, values in zip(kspace, self.samples, noise, strict=True):
+                seen.view(len(seen), -1).index_add_(1, where, values)
         torch.view_as_real(kspace).mul_(self._conjugating_mask)  # in place: most of the time goes to memory
         return self._combine(self._transform(kspace, norm="ortho"))
 
@@ -83,6 +80,12 @@ class SenseOperator:
     def sampled(self) -> Tensor:
         """The diagonal of T in k-space, k = 0 first, as smooth coils blur the mask: (batch, H, W)."""
         return torch.fft.ifftshift(blur(self.mask[:, 0]).clamp_min(0), dim=(-2, -1))
+
+    @cached_property
+    @torch.inference_mode(False)
+    def samples(self) -> list[Tensor]:
+        """Of every scan, where k-space is sampled, k = 0 first: flat indices, int64 (samples,)."""
+        return [plane.flatten().nonzero()[:, 0] for plane in torch.fft.ifftshift(self.mask[:, 0], dim=(-2, -1))]
 
     @cached_property
     @torch.inference_mode(False)

@@ -26,7 +26,7 @@ in turn: no R is in it, and so none of R's texture, which is not an image's, sta
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from itertools import pairwise
@@ -178,7 +178,6 @@ def draw(
 
     at_level = spread.start() if isinstance(spread, PixelSpectrumSpread) else spread
     seen = operator.adjoint(kspace)
-    image_sigma0 = batch.sigma0.view(-1, *[1] * (seen.ndim - 1))
     quiet = float(batch.sigma0.min()) / 2  # a last level as low returns the solve's mean
     lowest = float(sigmas[-1])
     sweeps = sweeps if lowest < SWEEP_SIGMA / 2 else 0
@@ -189,11 +188,8 @@ def draw(
         if operator.has_sets:  # the others have the mean 0
             x0 = torch.nn.functional.pad(x0[:, None], (0, 0, 0, 0, 0, deviation.shape[1]))
             factor, most = JointFactor(factor, deviation), _MOST_WITH_SETS
-        perturbed, prior_noise = seen, torch.zeros_like(x0)
-        if perturb:
-            perturbed = seen + image_sigma0 * operator.adjoint_of_white(noise(kspace.shape))
-            prior_noise = noise(x0.shape)
-        estimate = solve_level(operator, perturbed, batch.sigma0, x0, factor, prior_noise, most)
+        n1, n2 = (samples_noise(batch, generator), noise(x0.shape)) if perturb else (None, torch.zeros_like(x0))
+        estimate = solve_level(operator, seen, batch.sigma0, x0, factor, n2, most, n1)
         return estimate[:, 0] if operator.has_sets else estimate
 
     def white(sigma):
@@ -231,6 +227,17 @@ def draw(
     raise ValueError("sigmas is empty")
 
 
+def samples_noise(batch: ScanBatch, generator: Randomness) -> list[Tensor]:
+    """White noise of every scan's samples, unit variance in each real part: complex (coil, samples)."""
+    coils, dtype = batch.kspace.shape[1], batch.kspace.dtype
+    counts = [len(where) for where in batch.operator.samples]
+    if isinstance(generator, torch.Generator):
+        noise = complex_noise((coils * sum(counts),), generator, dtype).split([coils * count for count in counts])
+    else:
+        noise = [complex_noise((1, coils * n), [one], dtype)[0] for n, one in zip(counts, generator, strict=True)]
+    return [values.view(coils, -1).to(batch.kspace.device) for values in noise]
+
+
 def solve_level(
     operator: SenseOperator,
     seen: Tensor,
@@ -239,14 +246,15 @@ def solve_level(
     factor: Factor,
     n2: Tensor,
     most_iterations: int = 12,
+    n1: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """xh of one level, (batch, [set,] H, W) as x0 and seen = A^H (y + sigma0 n1).
+    """xh of one level, (batch, [set,] H, W) as x0 and seen = A^H y; n1 of every scan as of `samples_noise`, or 0.
 
     With a scalar R and a line mask the solve is direct, else by conjugate gradients.
     """
     precision = sigma0.view(-1, *[1] * (x0.ndim - 1)).square().reciprocal()
     start = x0 + factor.apply(n2)
-    residual = seen - operator.normal(start)
+    residual = seen - operator.normal(start, n1 and [-sigma * noise for sigma, noise in zip(sigma0, n1, strict=True)])
     if isinstance(factor, ScalarFactor) and operator.is_line_mask:
         return start + operator.solve(residual, sigma0.square() / factor.variance)
     rhs = precision * factor.adjoint(residual)

@@ -29,13 +29,17 @@ def test_adjoint(lines):
 
 
 @pytest.mark.parametrize("lines", [True, False])
-def test_white_noise_seen_by_the_adjoint_has_the_covariance_of_the_normal_operator(lines):
-    shape, coils = (4, 6), 2
+def test_white_noise_of_the_samples_has_the_covariance_of_the_normal_operator_in_the_image(lines):
+    shape, coils, images = (4, 6), 2, torch.eye(24, dtype=torch.complex64).view(-1, 4, 6)
     a = operator(lines, batch=1, coils=coils, shape=shape)
-    samples, pixels = torch.eye(coils * 24, dtype=torch.complex64), torch.eye(24, dtype=torch.complex64)
-    seen = a.adjoint_of_white(samples.view(-1, coils, *shape)).flatten(1)
-    normal = a.normal(pixels.view(-1, *shape)).flatten(1).T
+    assert torch.equal(a.samples[0], torch.fft.ifftshift(a.mask[0, 0]).flatten().nonzero()[:, 0])
+    count = coils * len(a.samples[0])
+    each = torch.eye(count, dtype=torch.complex64).view(count, coils, -1)
+    seen = torch.cat([a.normal(torch.zeros(1, *shape), [noise]) for noise in each]).flatten(1)
+    normal = torch.cat([a.normal(image[None]) for image in images]).flatten(1).T
     assert (seen.T @ seen.conj() - normal).abs().max() < 1e-5
+    both = a.normal(images[:1], [each[0]])
+    assert (both - a.normal(images[:1]) - seen[0].view(shape)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("lines", [True, False])

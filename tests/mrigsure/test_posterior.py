@@ -10,7 +10,7 @@ from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import blur, fft2c, ifft2c
 from mrigsure.posterior import SWEEP_SIGMA, Factor, PixelSpectrumSpread, ScalarSpread, draw
 from mrigsure.scan import ScanBatch
-from mrigsure.seeds import complex_noise, generator, in_pairs
+from mrigsure.seeds import Mirrored, complex_noise, generator, in_pairs
 
 SIGMA0 = 0.1
 
@@ -207,19 +207,21 @@ def test_the_mean_of_pairs_scatters_far_less_and_each_draw_keeps_its_variance(ex
 
 
 def test_all_that_a_draw_takes_from_chance_is_mirrored(monkeypatch):
-    taken = []
+    taken = {False: [], True: []}
 
-    def recorded(*words):
-        taken.append(complex_noise(*words))
-        return taken[-1]
+    def recorded(shape, generators, *words):
+        noise = complex_noise(shape, generators, *words)
+        for entry, one in zip(noise, generators, strict=True):
+            taken[isinstance(one, Mirrored)].append(entry)
+        return noise
 
     monkeypatch.setattr("mrigsure.posterior.complex_noise", recorded)
     prior = nonstationary_prior(8)
     sigmas = sigma_schedule(5, 20.0, SIGMA0 / 4)
     draw(prior.denoise, measurement(prior, 2)[0], sigmas, spread=PixelSpectrumSpread(), generator=in_pairs(2, 0))
     start, levels, probes = 3, 4 * 3, 3  # the last level ends in a mean
-    assert len(taken) == start + levels + probes
-    assert all(torch.equal(noise[1], -noise[0]) for noise in taken)
+    assert len(taken[False]) == start + levels + probes
+    assert all(torch.equal(mirrored, -noise) for noise, mirrored in zip(*taken.values(), strict=True))
 
 
 def test_scalar_spread_is_a_little_too_wide():
