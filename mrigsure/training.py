@@ -6,7 +6,8 @@
                      lines at the end of the round before; M: `round_steps` updates of plain denoising on them
 
 Weights and optimiser stay warm from round to round. Every round is judged without truth on held-out lines of held-apart
-scans: one whose draws lose power is refused and undone; the prior that is saved is the one of the best energy score.
+scans: one whose draws lose power is refused and undone; the prior that is saved is the last whose energy score is not
+surely above the lowest.
 Every update's random numbers come from (seed, round, step, part) alone, so that a run that was killed goes on from its
 checkpoint to the very bits it would have reached, and several processes (processes.py) share the work of one.
 """
@@ -124,7 +125,7 @@ class Trainer:
         self.chains: dict[int, Tensor] = {}
         self.pairs: dict[int, Tensor] = {}  # this round's
         self.before: dict = {}  # the state at the start of this round
-        self.best: dict = {}  # the prior of the best energy score so far
+        self.best: dict = {}  # the prior to be saved, and the lowest energy score so far
         self.stale, self.refused = 0, 0  # rounds in a row that did not better it; that were refused
         self.tracker: Tracker | None = None
         self.started = self.saved = time.monotonic()
@@ -335,6 +336,8 @@ class Trainer:
         self.before = {"drawn": drawn.drawn}
         if better or not self.settings.rounds:
             self.best = candidate
+        elif not figures.surely_worse(self.best["scores"]):
+            self.best = candidate | {key: self.best[key] for key in ("energy", "scores")}
 
     def _lost_in_round(self, drawn) -> tuple[int, ...]:
         """Bands that lost power in this round: with the factors calibrated now, and surely so with those of before.
@@ -352,6 +355,7 @@ class Trainer:
     def _candidate(self, figures):
         return {
             "energy": figures.energy,
+            "scores": figures.scores,
             "round": self.round,
             "updates": self.updates,
             "average": cloned(self.average.module.state_dict()),

@@ -40,7 +40,7 @@ class HeldOutFigures:
     spread_needed is the error over the draws' variance, noise taken off; power_needed the factor on that variance which
     would give the draws the data's power once a shrunk mean has been multiplied by `gain`; spread_error and power_error
     the standard errors of the two, by how much the scans differ; signal the data's power over the noise's. drawn has
-    the draws' power scan by scan, (scans, BANDS).
+    the draws' power scan by scan, (scans, BANDS); scores has the scans' shares in the energy, (scans,), of mean energy.
     """
 
     residual: float
@@ -55,13 +55,14 @@ class HeldOutFigures:
     power_error: tuple[float | None, ...]
     signal: tuple[float | None, ...]
     drawn: Tensor = field(compare=False, repr=False)
+    scores: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict:
-        """Plain numbers for JSON, four significant digits; all but `drawn`."""
+        """Plain numbers for JSON, four significant digits; all but `drawn` and `scores`."""
         return {
             key: [_four_digits(v) for v in value] if isinstance(value, tuple) else _four_digits(value)
             for key, value in asdict(self).items()
-            if key != "drawn"
+            if key not in ("drawn", "scores")
         }
 
     def collapsed(self) -> tuple[int, ...]:
@@ -75,6 +76,11 @@ class HeldOutFigures:
     def power_change(self, before: Tensor) -> tuple[Tensor, Tensor]:
         """Per band, the draws' power over that of `before`, draws for the same lines, and its standard error."""
         return _ratio(self.drawn, before, guesses=0)
+
+    def surely_worse(self, scores: Tensor) -> bool:
+        """Is the energy above that of `scores`, of the same scans, by two standard errors of the difference?"""
+        change = self.scores - scores
+        return bool(change.mean() > 2 * change.std() / len(change) ** 0.5)
 
 
 def held_out_figures(
@@ -93,9 +99,8 @@ def held_out_figures(
     Scans of unequal matrix sizes are allowed. The same seed holds out the same lines and draws the same noise.
     Raises ValueError where no scan has a line to hold out.
     """
-    names = ("error", "noise", "variance", "data", "drawn", "agreement", "shared")
+    names = ("error", "noise", "variance", "data", "drawn", "agreement", "shared", "score", "norm")
     parts = {name: [torch.zeros(0, BANDS, dtype=torch.float64)] for name in names}  # scan by scan, (scans, BANDS)
-    score, norm = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
     chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), _FEW)
     for start in range(0, len(scans), chunk):
         for group in _by_shape(scans[start : start + chunk]):
@@ -126,8 +131,9 @@ def held_out_figures(
             for name, value in terms.items():
                 total = torch.bincount(bins, value[held].double(), minlength=BANDS * len(group))
                 parts[name].append(total.cpu().view(len(group), BANDS))
-            scores, norms = _energy(full.kspace, predicted, noise, held, index, rng_device)
-            score, norm = score + scores, norm + norms
+            score, norm = _energy(full.kspace, predicted, noise, held, index, rng_device)
+            parts["score"].append(score)
+            parts["norm"].append(norm)
     scan_sums = {name: torch.cat(values) for name, values in parts.items()}
     sums = {name: values.sum(0) for name, values in scan_sums.items()}
     if not sums["noise"].sum():
@@ -147,6 +153,8 @@ def held_out_figures(
     unshrunk = scan_sums["drawn"] + (gain**2 - 1) * scan_sums["shared"]
     missing, missing_error = _ratio(scan_sums["data"] - scan_sums["noise"] - unshrunk, spread)
 
+    scores = (scan_sums["score"] / sums["norm"])[:, sums["norm"] > 0].mean(1) * len(scans)
+
     heard = per_band(signal, sums["noise"])  # the data's own power over the noise's
 
     def where_heard(values):
@@ -159,7 +167,7 @@ def held_out_figures(
         residual=(total["error"] - total["noise"] - total["variance"] / (samples + 1))
         / max(total["data"] - total["noise"], 1e-12),
         z2=total["error"] / (total["noise"] + total["variance"]),
-        energy=float((score / norm)[norm > 0].mean()),
+        energy=float(scores.mean()),
         power=where_heard(per_band(sums["drawn"], signal)),
         gain=where_heard(shrunk),
         band_z2=per_band(sums["error"], sums["noise"] + sums["variance"]),
@@ -169,6 +177,7 @@ def held_out_figures(
         power_error=seen(missing_error),
         signal=heard,
         drawn=scan_sums["drawn"],
+        scores=scores,
     )
 
 
@@ -201,14 +210,14 @@ def _by_shape(scans):
 
 
 def _energy(kspace, predicted, noise, held, index, rng):
-    """Per band, sums over scans: of mean ||Y_i - y|| - 1/2 mean ||Y_i - Y_j||, Y noisy draws, and of ||y||."""
+    """Of every scan, (scans, BANDS): mean ||Y_i - y|| - 1/2 mean ||Y_i - Y_j||, Y noisy draws, and ||y||."""
 
     def norms(difference):
         power = [
             torch.bincount(i[h], d[h].abs().square().double(), minlength=BANDS)
             for d, h, i in zip(difference, held, index, strict=True)
         ]
-        return torch.stack(power).sqrt().sum(0).cpu()
+        return torch.stack(power).sqrt().cpu()
 
     samples = [p + (noise / 2).sqrt() * complex_noise(p.shape, rng) for p in predicted]
     to_data = sum(norms(s - kspace) for s in samples) / len(samples)

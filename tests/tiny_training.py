@@ -87,7 +87,7 @@ def figures_of(energy, power=1.0):
     """Figures of 8 alike bands far above the noise, 1 but for these."""
     ones = {field.name: (1.0,) * 8 for field in fields(HeldOutFigures)}
     known = {"residual": 0.5, "z2": 1.0, "energy": energy, "power": (power,) * 8}
-    known |= {"signal": (9.0,) * 8, "drawn": torch.full((4, 8), power)}
+    known |= {"signal": (9.0,) * 8, "drawn": torch.full((4, 8), power), "scores": torch.full((4,), energy)}
     return HeldOutFigures(**ones | known)
 
 

@@ -294,19 +294,33 @@ def test_draws_that_complete_scans_end_in_sweeps(tiny_scans):
         assert heard == pytest.approx(before + 2 * swept if sweeps else levels)
 
 
-def test_the_prior_of_the_best_energy_is_kept_and_patience_ends_the_rounds(tiny_scans, tmp_path, monkeypatch):
-    energies = iter([0.5, 0.3, 0.4, 0.35, 0.1])
+@pytest.mark.parametrize(
+    ("then", "scatter", "chosen"),
+    [((0.4, 0.35), 0.0, 1), ((0.4, 0.35), 0.07, 3), ((0.34, 0.38), 0.04, 2)],
+    ids=["the lowest", "as good", "not as good as the lowest"],
+)
+def test_the_last_prior_not_surely_worse_is_kept_and_patience_ends_the_rounds(
+    tiny_scans, tmp_path, monkeypatch, then, scatter, chosen
+):
+    """Four scans differ by `scatter` in what rounds 2 and 3 change; two standard errors are 1.15 of it."""
+    energies = [0.5, 0.3, *then, 0.1]
+    signs = torch.tensor([[0.0] * 4, [0.0] * 4, [-1.0, 1.0, -1.0, 1.0], [-1.0, -1.0, 1.0, 1.0], [0.0] * 4])
+    rounds = itertools.count()
 
     def calibrate(*_, start, match, **__):
-        return start, figures_of(next(energies) if match == "z2" else 0.0)
+        if match != "z2":
+            return start, figures_of(0.0)
+        number = next(rounds)
+        figures = figures_of(energies[number])
+        return start, replace(figures, scores=figures.scores + scatter * signs[number])
 
     monkeypatch.setattr(training, "calibrate_spread", calibrate)
     monkeypatch.setattr(training, "_VALIDATION_LEVELS", 2)
     folder = train(settings(tiny_scans, tmp_path / "prior", steps=1, rounds=5, patience=2, keep_rounds=True))
-    assert [entry["energy"] for entry in history_of(folder) if "bands" in entry] == [0.5, 0.3, 0.4, 0.35]
+    assert [entry["energy"] for entry in history_of(folder) if "bands" in entry] == energies[:4]
     weights = [(folder / f"round_{number}" / "model.safetensors").read_bytes() for number in range(4)]
-    assert (folder / "model.safetensors").read_bytes() == weights[1] and len(set(weights)) == 4
-    assert load_prior(folder).record["rounds"] == 1
+    assert (folder / "model.safetensors").read_bytes() == weights[chosen] and len(set(weights)) == 4
+    assert load_prior(folder).record["rounds"] == chosen
 
 
 def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(

@@ -160,7 +160,7 @@ def test_calibration_brings_a_wrong_spread_back(wrong):
     """Of an exact prior the right factor is 1, and z^2 is 1 with it."""
     wrong = (wrong,) * BANDS
     with torch.no_grad():
-        bands, after = calibrate_spread(denoise, scans(), SIGMAS, seed=0, start=wrong, iterations=6)
+        bands, after = calibrate_spread(denoise, scans(8), SIGMAS, seed=0, start=wrong, iterations=10)
     before = figures(spread=PixelSpectrumSpread(wrong))
     assert abs(after.z2 - 1) < 0.5 * abs(before.z2 - 1)
     assert after.z2 == pytest.approx(1, abs=0.2)
@@ -230,7 +230,7 @@ def gain_of(originals, noisier, images):
 def test_power_is_matched_for_draws_whose_shrunk_mean_is_made_up_for():
     """Of a denoiser that shrinks detail; the draws themselves have too little power."""
     with torch.no_grad():
-        bands, drawn = calibrate_spread(oversmooth, scans(24), SIGMAS, seed=0, match="power")
+        bands, drawn = calibrate_spread(oversmooth, scans(48), SIGMAS, seed=0, match="power")
     for band in (2, 3, 4):
         assert bands[band] > 1.2 and drawn.gain[band] > 1.08 and drawn.power[band] < 0.93
         assert drawn.power_needed[band] == pytest.approx(1, abs=0.08)
