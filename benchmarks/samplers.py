@@ -19,9 +19,9 @@ lambda chosen on held-out lines, as a user would, and on the truth, as nobody ca
     overhead     ours at 128 x 128 and 8 coils: processor time over that of as many bare network evaluations
     spread       64 slices of one phantom volume from vertex to base at three noise levels
 
-Seconds are processor time of one thread; bare evaluations are timed in turn with the draws. A section whose data is not
-there is skipped and said. The last line holds the worst margin to a bar in dB, speeds and times as 10 log10 of their
-ratio to the bar.
+Seconds are processor time of one thread; bare evaluations are timed in turn with the draws, and samplers' times are
+compared in them. A section whose data is not there is skipped and said. The last line holds the worst margin to a bar
+in dB, speeds and times as 10 log10 of their ratio to the bar.
 """
 
 import argparse

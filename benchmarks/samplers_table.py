@@ -21,7 +21,7 @@ OVERHEAD = 1.25
 _CELLS = {
     "PSNR in dB of the mean of 4 / of one": lambda row: f"{row['mean']:.1f} / {row['one']:.1f}",
     "z^2": lambda row: f"{row['z2']:.2f}",
-    "seconds a draw (over its bare evaluations)": lambda row: f"{row['seconds']:.2f} ({_ratio(row):.1f})",
+    "seconds a draw (time in bare evaluations)": lambda row: f"{row['seconds']:.2f} ({_time(row):.0f})",
 }
 
 
@@ -116,9 +116,8 @@ def _evaluations(rows):
         groups.setdefault((sampler, int(nfe)), []).append(row)
     for (sampler, nfe), mine in sorted(groups.items()):
         if len(mine) == slices:
-            means = {
-                key: float(np.mean([row[key] for row in mine])) for key in ("mean", "one", "z2", "seconds", "bare")
-            }
+            keys = ("mean", "one", "z2", "seconds", "bare", "made")
+            means = {key: float(np.mean([row[key] for row in mine])) for key in keys}
             table.setdefault(sampler, {})[nfe] = means
     if not table:
         print("\nevaluations: no rows")
@@ -135,7 +134,7 @@ def _evaluations(rows):
     best = {rival: max(row["mean"] for row in table[rival].values()) for rival in RIVALS}
     leader = max(best, key=best.get)
     gap = ours["mean"] - best[leader]
-    speed = {rival: _seconds_to(table[rival], ours["mean"]) / ours["seconds"] for rival in RIVALS}
+    speed = {rival: _time_to(table[rival], ours["mean"]) / _time(ours) for rival in RIVALS}
     other = min((rival for rival in RIVALS if rival != "dps"), key=speed.get)
     found = {"dps": ("dps", speed["dps"]), "the fastest other": (other, speed[other])}
     return [Bar(names[0], f"{gap:+.2f} dB, {leader}", gap)] + [
@@ -144,14 +143,15 @@ def _evaluations(rows):
     ]
 
 
-def _ratio(row):
-    return row["seconds"] / row["bare"]
+def _time(row):
+    """Of a draw, in bare evaluations timed in turn with it: rows that were measured on different days compare."""
+    return row["seconds"] / row["bare"] * row["made"]
 
 
-def _seconds_to(rival, quality):
+def _time_to(rival, quality):
     """Least time in which a sampler is as good; where it never is, the time of its best."""
-    enough = [row["seconds"] for row in rival.values() if row["mean"] >= quality]
-    return min(enough) if enough else max(rival.values(), key=lambda row: row["mean"])["seconds"]
+    enough = [_time(row) for row in rival.values() if row["mean"] >= quality]
+    return min(enough) if enough else _time(max(rival.values(), key=lambda row: row["mean"]))
 
 
 def _overhead(rows):
@@ -194,11 +194,11 @@ def _picture(table):
         style |= {"linewidth": 3, "color": "black", "zorder": 3} if sampler == OURS else {"linewidth": 1.2}
         quality = [row["mean"] for row in rows.values()]
         left.plot(list(rows), quality, label="mrigsure's default" if sampler == OURS else sampler, **style)
-        right.plot([row["seconds"] for row in rows.values()], quality, **style)
+        right.plot([_time(row) for row in rows.values()], quality, **style)
     best = max(row["mean"] for rows in table.values() for row in rows.values())
     left.set_ylim(best - 10, best + 1)
     left.set(xscale="log", xlabel="network evaluations a draw", ylabel="PSNR of the mean of 4 draws, dB")
-    right.set(xscale="log", xlabel="processor seconds a draw, one thread")
+    right.set(xscale="log", xlabel="time of a draw, in bare network evaluations")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
