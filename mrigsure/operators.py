@@ -37,7 +37,7 @@ class SenseOperator:
     def normal(self, image: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """T = A^H A: (batch, H, W) -> (batch, H, W). With noise, an image distributed as T image + A^H n, n white.
 
-        noise  of every scan, of its samples alone: white complex (coil, len(samples[scan])) in the maps' dtype
+        noise  of every image, of its scan's samples alone: white complex (coil, samples) in the maps' dtype
 
         Between a transform and its inverse the shifts to the centre cancel, but for the mask's; along the readout of a
         line mask the transforms themselves do, and what they make of white noise is white. The inverse is the transform
@@ -45,7 +45,7 @@ class SenseOperator:
         """
         kspace = self._transform(self._coil_images(image), norm="ortho")
         if noise is not None:
-            for seen, where, values in zip(kspace, self.samples, noise, strict=True):
+            for seen, where, values in zip(kspace, self.samples(len(kspace)), noise, strict=True):
                 seen.view(len(seen), -1).index_add_(1, where, values)
         torch.view_as_real(kspace).mul_(self._conjugating_mask)  # in place: most of the time goes to memory
         return self._combine(self._transform(kspace, norm="ortho"))
@@ -81,10 +81,13 @@ class SenseOperator:
         """The diagonal of T in k-space, k = 0 first, as smooth coils blur the mask: (batch, H, W)."""
         return torch.fft.ifftshift(blur(self.mask[:, 0]).clamp_min(0), dim=(-2, -1))
 
+    def samples(self, images: int) -> list[Tensor]:
+        """Where each image's scan samples k-space, k = 0 first: flat indices, int64. One mask may be all's."""
+        return self._samples * images if len(self._samples) == 1 else self._samples
+
     @cached_property
     @torch.inference_mode(False)
-    def samples(self) -> list[Tensor]:
-        """Of every scan, where k-space is sampled, k = 0 first: flat indices, int64 (samples,)."""
+    def _samples(self):
         return [plane.flatten().nonzero()[:, 0] for plane in torch.fft.ifftshift(self.mask[:, 0], dim=(-2, -1))]
 
     @cached_property

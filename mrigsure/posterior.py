@@ -229,8 +229,8 @@ def draw(
 
 def samples_noise(batch: ScanBatch, generator: Randomness) -> list[Tensor]:
     """White noise of every scan's samples, unit variance in each real part: complex (coil, samples)."""
-    coils, dtype = batch.kspace.shape[1], batch.kspace.dtype
-    counts = [len(where) for where in batch.operator.samples]
+    images, coils = batch.sigma0.shape[0], batch.kspace.shape[1]
+    dtype, counts = batch.kspace.dtype, [len(where) for where in batch.operator.samples(images)]
     if isinstance(generator, torch.Generator):
         noise = complex_noise((coils * sum(counts),), generator, dtype).split([coils * count for count in counts])
     else:

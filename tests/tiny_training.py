@@ -99,4 +99,4 @@ def script_judgements(module):
         return bands, figures_of(energy=abs(bands[0] - 1.2), power=0.5 if start[0] > 1.15 else 1.0)
 
     module.calibrate_spread = calibrate
-    module._VALIDATION_LEVELS = 2
+    module.held_out_figures = lambda *_, **__: figures_of(energy=0.5, power=0.5)  # a collapsed round's second look

@@ -43,7 +43,7 @@ training.train(training.TrainSettings(**options))
 def test_a_killed_training_resumes_to_the_same_bits(tiny_scans, tmp_path, monkeypatch):
     """Killed without warning in the first stage, in a round that will be refused and in the one after it."""
     monkeypatch.setattr(training, "calibrate_spread", None)
-    monkeypatch.setattr(training, "_VALIDATION_LEVELS", None)
+    monkeypatch.setattr(training, "held_out_figures", None)
     script_judgements(training)
     options = dict(rounds=5, precision="bf16", checkpoint_minutes=0.0, resume=True)
     with pytest.warns(ScanWarning, match="refused"):

@@ -32,8 +32,8 @@ def test_adjoint(lines):
 def test_white_noise_of_the_samples_has_the_covariance_of_the_normal_operator_in_the_image(lines):
     shape, coils, images = (4, 6), 2, torch.eye(24, dtype=torch.complex64).view(-1, 4, 6)
     a = operator(lines, batch=1, coils=coils, shape=shape)
-    assert torch.equal(a.samples[0], torch.fft.ifftshift(a.mask[0, 0]).flatten().nonzero()[:, 0])
-    count = coils * len(a.samples[0])
+    assert torch.equal(a.samples(1)[0], torch.fft.ifftshift(a.mask[0, 0]).flatten().nonzero()[:, 0])
+    count = coils * len(a.samples(1)[0])
     each = torch.eye(count, dtype=torch.complex64).view(count, coils, -1)
     seen = torch.cat([a.normal(torch.zeros(1, *shape), [noise]) for noise in each]).flatten(1)
     normal = torch.cat([a.normal(image[None]) for image in images]).flatten(1).T
