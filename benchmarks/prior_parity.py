@@ -78,7 +78,7 @@ SIZE = {"phantom": 64, "real": 128, "tiny": 32}
 TINY = {
     "bench": "tiny", "arm": "solve", "rates": [4], "seed": 0, "scans": 48, "steps": 60, "rounds": 2, "round_steps": 30,
     "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0,
-    "last_rounds": 0, "last_steps": 0, "device": "cpu", "compile": False, "measure": [2], "slices": 2,
+    "last_stages": 0, "last_rounds": 0, "last_steps": 0, "device": "cpu", "compile": False, "measure": [2], "slices": 2,
 }  # fmt: skip
 
 
@@ -264,18 +264,21 @@ def run(options):
 
 
 def _last(settings, options) -> dict[int, Path]:
-    """Go on from the prior that the training chose by long rounds of larger batches, the rate falling all through."""
-    out, oracle = Path(f"{settings.out}-last"), settings.objective == "supervised"
-    rounds, steps = options.last_rounds, options.last_steps
+    """Go on by stages of long rounds of larger batches, each from the prior that the stage before chose; the rate falls
+    all through a stage."""
+    rounds, steps, oracle = options.last_rounds, options.last_steps, settings.objective == "supervised"
     if oracle:
         longer = {"steps": rounds * steps}
     else:
         longer = {"steps": 0, "rounds": rounds, "round_steps": steps, "estimate_rounds": 0, "refine": "fine"}
     longer |= {"round_scans": options.last_scans, "batch_size": options.last_batch_size, "decay": 1.0}
-    train(replace(settings, out=str(out), init_from=settings.out, **longer))
-    if oracle:
-        return {0: out / "round_0"}
-    return {options.rounds + number: out / f"round_{number}" for number in range(1, rounds + 1)}
+    folders, out = {}, Path(settings.out)
+    for stage in range(options.last_stages):
+        before, out = out, Path(f"{settings.out}-last{stage + 1}")
+        train(replace(settings, out=str(out), init_from=str(before), **longer))
+        first = options.rounds + stage * rounds
+        folders |= {first + number: out / f"round_{number}" for number in range(1, rounds + 1)}
+    return {0: out / "round_0"} if oracle else folders
 
 
 def show(results):
@@ -316,7 +319,7 @@ def show(results):
 def is_last(number, row):
     """Is "round17" the prior that the training ended with?"""
     settings = row["settings"]
-    last = settings.get("last_rounds", 1) if settings.get("last_steps", 0) else 0
+    last = settings.get("last_rounds", 1) * settings.get("last_stages", 1) if settings.get("last_steps", 0) else 0
     return int(number[5:]) == settings["rounds"] + last
 
 
@@ -399,8 +402,9 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)
-    parser.add_argument("--last-rounds", type=int, default=8, help="longer ones that follow, the rate falling")
-    parser.add_argument("--last-steps", type=int, default=800, help="updates of each; 0 for no such rounds")
+    parser.add_argument("--last-stages", type=int, default=2, help="that follow, the rate falling all through each")
+    parser.add_argument("--last-rounds", type=int, default=8, help="of each, longer ones")
+    parser.add_argument("--last-steps", type=int, default=800, help="updates of each round; 0 for no such stages")
     parser.add_argument("--last-scans", type=int, default=240)
     parser.add_argument("--last-batch-size", type=int, default=16)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -15,6 +15,7 @@ from mrigsure.files import atomic
 from mrigsure.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
+_FORMAT = 2  # raise it when a training needs what its checkpoints did not hold
 _MAY_CHANGE = (
     "prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads", "patience",
     "tensorboard", "keep_rounds",
@@ -23,13 +24,13 @@ _MAY_CHANGE = (
 
 def write_checkpoint(folder, state: dict, settings: TrainSettings, archive: dict) -> None:
     """Write `state` beside the settings and the archive's record that it belongs to."""
-    belongs = {"settings": json.dumps(portable(settings)), "archive": json.dumps(archive)}
+    belongs = {"format": _FORMAT, "settings": json.dumps(portable(settings)), "archive": json.dumps(archive)}
     with atomic(Path(folder) / CHECKPOINT) as partial:
         torch.save(state | belongs, partial)
 
 
 def read_checkpoint(folder, settings: TrainSettings, archive: dict, device) -> dict:
-    """The state that was written; InputError for a broken checkpoint, or one of other settings or scans."""
+    """The state that was written; InputError for a broken checkpoint, or one of another version, settings or scans."""
     path = Path(folder) / CHECKPOINT
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -37,6 +38,9 @@ def read_checkpoint(folder, settings: TrainSettings, archive: dict, device) -> d
         of_archive = json.loads(state.pop("archive"))
     except Exception as error:
         raise InputError(path, "a broken checkpoint", "one written by `mrigsure train`") from error
+    if (written := state.pop("format", 1)) != _FORMAT:
+        expected = f"format {_FORMAT}; go on with the version that wrote it, or from its prior by --init-from"
+        raise InputError(path, f"a checkpoint of format {written}", expected)
     for key, value in portable(settings).items():
         if key not in _MAY_CHANGE and recorded.get(key) != value:
             raise InputError(path, f"a run with {key} = {recorded.get(key)}", f"{key} = {value} as asked for now")

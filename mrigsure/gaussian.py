@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrigsure.fourier import fft2c, ifft2c, radius
-from mrigsure.posterior import PixelSpectrumFactor, solve_level
+from mrigsure.posterior import PixelSpectrumFactor, samples_noise, solve_level
 from mrigsure.scan import SIGMA_DATA, Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
 
@@ -30,12 +30,11 @@ class GaussianPrior:
         """One exact posterior draw of every scan, complex (batch, H, W)."""
         scans, _, height, width = batch.kspace.shape
         power = self._plane((height, width)).to(batch.kspace.device)
-        noise = complex_noise(batch.kspace.shape, rng).to(batch.kspace.device)
-        measured = batch.kspace + batch.sigma0[:, None, None, None] * batch.mask * noise
         image_noise = complex_noise((scans, height, width), rng).to(batch.kspace.device)
         factor = PixelSpectrumFactor(torch.ones_like(image_noise.real), power.sqrt().expand(scans, height, width))
-        seen = batch.operator.adjoint(measured)
-        return solve_level(batch.operator, seen, batch.sigma0, torch.zeros_like(image_noise), factor, image_noise)
+        operator, nothing = batch.operator, torch.zeros_like(image_noise)
+        seen, n1 = operator.adjoint(batch.kspace), samples_noise(batch, rng)
+        return solve_level(operator, seen, batch.sigma0, nothing, factor, image_noise, n1=n1)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x + sigma w]: (batch, H, W), (batch,) -> (batch, H, W)."""

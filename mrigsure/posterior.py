@@ -229,13 +229,11 @@ def draw(
 
 def samples_noise(batch: ScanBatch, generator: Randomness) -> list[Tensor]:
     """White noise of every scan's samples, unit variance in each real part: complex (coil, samples)."""
-    images, coils = batch.sigma0.shape[0], batch.kspace.shape[1]
-    dtype, counts = batch.kspace.dtype, [len(where) for where in batch.operator.samples(images)]
-    if isinstance(generator, torch.Generator):
-        noise = complex_noise((coils * sum(counts),), generator, dtype).split([coils * count for count in counts])
-    else:
-        noise = [complex_noise((1, coils * n), [one], dtype)[0] for n, one in zip(counts, generator, strict=True)]
-    return [values.view(coils, -1).to(batch.kspace.device) for values in noise]
+    (images, coils), device, dtype = batch.kspace.shape[:2], batch.kspace.device, batch.kspace.dtype
+    return [
+        complex_noise((1, coils * len(where)), some(generator, image, image + 1), dtype).view(coils, -1).to(device)
+        for image, where in enumerate(batch.operator.samples(images))
+    ]
 
 
 def solve_level(

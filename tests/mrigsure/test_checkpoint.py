@@ -70,6 +70,11 @@ def test_what_cannot_go_on_is_refused(tiny_scans, tmp_path, brief):
         train(settings(tiny_scans, out, rounds=0))
     with pytest.raises(InputError, match=r"batch_size = 2; expected batch_size = 3"):
         train(settings(tiny_scans, out, resume=True, batch_size=3))
+    earlier = checkpoint_of(out)
+    del earlier["format"]
+    torch.save(earlier, out / CHECKPOINT)
+    with pytest.raises(InputError, match=r"checkpoint of format 1; expected format 2"):
+        train(settings(tiny_scans, out, resume=True))
     (out / CHECKPOINT).write_bytes(b"rubbish")
     with pytest.raises(InputError, match=r"broken checkpoint"):
         train(settings(tiny_scans, out, resume=True))
