@@ -15,7 +15,6 @@ from mrigsure.scan import Scan
 from mrigsure.seeds import complex_noise
 
 GAMMA = 2.0  # 4 sigma^2 mu / (1 + mu)^2 = GAMMA sigma0^2: how much noise y + alpha n carries, over the data's own
-LOG_SIGMA = -1.5, 1.5  # mean and deviation of the training levels' logarithm
 C_MIN = 0.006  # floor of mu / (1 + mu)^2, which bounds the condition of the solve
 
 
@@ -40,14 +39,14 @@ def ancestral(sigma: float, following: float) -> float:
     return 1 - (following / sigma) ** 2
 
 
-def draw_sigma(low: Tensor, high: float, generator: torch.Generator) -> Tensor:
-    """Training noise levels, one per entry of `low`: ln sigma ~ N(-1.5, 1.5^2), truncated to [low, high].
+def draw_sigma(low: Tensor, high: float, log_sigma: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Training noise levels, one per entry of `low`: ln sigma ~ N(mean, std^2), `log_sigma`, in [low, high].
 
     Each has this distribution; together they fill its quantiles, one in each of len(low) equal parts, so that
     batches differ less (after Kingma et al. 2021, Variational Diffusion Models, appendix I.1). They are drawn on the
     CPU, so that every device has the same.
     """
-    normal = torch.distributions.Normal(*LOG_SIGMA)
+    normal = torch.distributions.Normal(*log_sigma)
     below, above = normal.cdf(low.cpu().log()), normal.cdf(torch.tensor(math.log(high)))
     part = torch.randperm(len(low), generator=generator)
     quantile = (part + torch.rand(low.shape, generator=generator)) / len(low)

@@ -105,11 +105,12 @@ def scan_losses(
     """
     rng = generator(settings.seed, "update", *names)
     noise = generator(settings.seed, "noise", *names, device=device)
+    levels = settings.sigma_max, settings.log_sigma
     if isinstance(batch, Tensor):
-        sigma = draw_sigma(torch.full((len(batch),), lowest_refined, device=device), settings.sigma_max, rng)
+        sigma = draw_sigma(torch.full((len(batch),), lowest_refined, device=device), *levels, rng)
         loss = denoising(denoise, batch, sigma, noise)
     elif isinstance(batch, Drawn):
-        sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined, device=device), settings.sigma_max, rng)
+        sigma = draw_sigma(torch.full((len(batch.images),), lowest_refined, device=device), *levels, rng)
         options = {"scans": batch.scans, "measured": settings.measured}
         if batch.noisier is None:
             loss = denoising(denoise, batch.images, sigma, noise, **options)
@@ -120,7 +121,7 @@ def scan_losses(
         lowest = lowest_first_stage(settings, batch.sigma0)
         if settings.objective == "tweedie" and names[1] < settings.steps // 2:
             lowest = batch.sigma0 * _ABOVE  # what lies below follows from what the data teach here
-        sigma = draw_sigma(lowest, settings.sigma_max, rng)
+        sigma = draw_sigma(lowest, *levels, rng)
         loss = _first_stage(settings, denoise, batch, sigma, noise)
     return sigma, (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * loss
 

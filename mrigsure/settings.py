@@ -185,6 +185,7 @@ class TrainSettings:
         delta: largest share of lines held out of the input at low and at high sigma; each scan's is drawn uniformly
         weights: 1/p weighs every sampled line by its density; 1/q is the uniform full-image loss
         sigma_max: largest diffusion level, per real part, in units where the body's standard deviation is 0.5
+        log_sigma: mean and standard deviation of ln sigma, of the levels that updates take
         keep_rounds: keep the prior of every round, in round_0, round_1, ... inside the prior's folder
         crop: side of random crops that the rounds train on; 0 means whole images
         validation: share of the files held apart for the truth-free figures
@@ -230,6 +231,7 @@ class TrainSettings:
     delta: tuple[float, float] = (0.2, 0.5)
     weights: Literal["1/p", "1/q"] = "1/p"
     sigma_max: float = 20.0
+    log_sigma: tuple[float, float] = (-1.5, 1.5)
     crop: int = 0
     validation: float = 0.1
     validation_scans: int = 16
@@ -256,6 +258,8 @@ class TrainSettings:
         _within(self, 0, "delta", most=0.95)
         _within(self, 0, "validation", most=0.9)
         _within(self, 1, "sigma_max")
+        if self.log_sigma[1] <= 0:
+            raise InputError("--log-sigma", f"a standard deviation of {self.log_sigma[1]:g}", "one above 0")
         if self.objective in ("supervised", "tweedie") and self.rounds:
             raise InputError("--rounds", str(self.rounds), f"0 with --objective {self.objective}, which needs no draws")
         paired = self.round_samples >= 4 and self.round_samples % 2 == 0

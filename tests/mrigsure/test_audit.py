@@ -41,7 +41,7 @@ def trained_on(scans, steps):
     images = torch.stack([scan.target for scan in scans])
     for step in range(steps):
         rng = generator(0, "overfit", step)
-        sigma = draw_sigma(torch.full((16,), 0.02), 20.0, rng)
+        sigma = draw_sigma(torch.full((16,), 0.02), 20.0, (-1.5, 1.5), rng)
         loss = denoising(model, images[torch.randint(len(images), (16,), generator=rng)], sigma, rng)
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
         optimizer.zero_grad()

@@ -479,6 +479,13 @@ def test_accumulated_batches_make_the_gradient_of_their_mean(tiny_scans, tmp_pat
         assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [-3.0, 0.5])
+def test_updates_take_the_levels_that_were_asked_for(tiny_scans, tmp_path, mean):
+    trainer = trainer_of(settings(tiny_scans, tmp_path / "prior", batch_size=8, log_sigma=(mean, 0.2)))
+    levels = trainer._update(trainer._batches(0))[:, 0].log()
+    assert float((levels - mean).abs().max()) < 0.8 and float(levels.std()) > 0.1
+
+
 def test_bfloat16_stays_inside_the_network_and_near_float32(tiny_scans, tmp_path, brief, monkeypatch):
     """The loss curve of 12 updates within 2% of float32's; no physics under autocast; the prior is float32."""
     under = {"network": set(), "physics": set()}
