@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 training="--steps 0 --threads 1 --resume --keep-rounds --compile"
 
 # 64 x 64, 2,000 scans at R = 4: a first stage and seven rounds, then two rounds of point estimates
-python "$here/benchmarks/prior_parity.py" --run draws --work "$out/parity" --steps 1500 --rounds 7 --round-steps 1000 --round-levels 16 --round-scans 0 --decay 0 --last-steps 0 --slices 2
+python "$here/benchmarks/prior_parity.py" --run draws --work "$out/parity" --steps 1500 --rounds 7 --round-steps 1000 --round-levels 16 --round-scans 0 --decay 0 --log-sigma -1.5 1.5 --last-steps 0 --slices 2
 mrigsure train "$out/parity/phantom-R4" --out "$out/prior64" --init-from "$out/parity/phantom-draws-R4-seed0/round_7" --rounds 2 \
     --estimate-rounds 2 --round-steps 800 --round-scans 1000 --round-levels 16 --decay 0 --validation 0.02 --targets draws --round-samples 1 $training
 
