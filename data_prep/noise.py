@@ -12,6 +12,7 @@ from scipy.stats import gamma
 from data_prep.null_space import null_space_noise
 from data_prep.readers import RawScan
 from data_prep.readout import readout_image
+from data_prep.sense_noise import sense_noise
 from mrigsure.errors import InputError, ScanWarning
 
 _GROUPS = 24
@@ -84,11 +85,12 @@ def quiet_noise(kspace: np.ndarray, mask: np.ndarray, source, outside: np.ndarra
     2. what no signal can explain of all of k-space (null_space.py), which must be sampled fully in the centre. It is
        taken where 1 is louder, in the mean or in any combination of coils, by more than chance: signal makes either
        estimate too high, and nothing makes one too low;
-    3. for whole lines, the quietest rows of the image: after the transform along the readout alone, rows outside the
+    3. for points, what no image explains of k-space (sense_noise.py), chosen over the above in the same way;
+    4. for whole lines, the quietest rows of the image: after the transform along the readout alone, rows outside the
        body hold noise only, whatever the undersampling. Rows near the ends are not used, where receivers filter;
        and rows are preferred only where clearly quieter than 1 or 2.
-    In 1 and 3, samples above the 99.9% quantile of the noise's own distribution are left out; medians set its level.
-    With neither 2 nor empty rows the estimate is high where signal reaches the rim.
+    In 1 and 4, samples above the 99.9% quantile of the noise's own distribution are left out; medians set its level.
+    With neither 2 or 3 nor empty rows the estimate is high where signal reaches the rim.
     Raises InputError, which names `source`, where zeros stand among the samples.
     """
     mask = np.broadcast_to(mask, kspace.shape[-2:])
@@ -96,15 +98,14 @@ def quiet_noise(kspace: np.ndarray, mask: np.ndarray, source, outside: np.ndarra
     if outside is not None:
         rows = _robust_estimate(outside, "image rows outside the field of view")
         found = rows if _level(rows.covariance) < _LOUDER * _level(found.covariance) else found
-    unexplained = null_space_noise(kspace, mask, found.covariance)
-    if unexplained is not None:
-        rest = NoiseEstimate(_conditioned(*unexplained), unexplained[1], "what no signal explains of k-space")
-        found = rest if _holds_signal(found, rest) else found
+    found = _without_signal(
+        found, null_space_noise(kspace, mask, found.covariance), "what no signal explains of k-space"
+    )
     lines = mask.any(axis=0)
-    if (mask == lines).all():
-        air = _robust_estimate(_air(kspace[..., lines]), "quietest image rows")
-        found = air if _level(air.covariance) < _CLEARLY * _level(found.covariance) else found
-    return found
+    if (mask != lines).any():
+        return _without_signal(found, sense_noise(kspace, mask, found.covariance), "what no image explains of k-space")
+    air = _robust_estimate(_air(kspace[..., lines]), "quietest image rows")
+    return air if _level(air.covariance) < _CLEARLY * _level(found.covariance) else found
 
 
 def whiten(kspace: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, float]:
@@ -139,6 +140,14 @@ def add_noise(kspace: np.ndarray, mask: np.ndarray, added_std: float, seed) -> n
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]
     return kspace + np.float32(added_std) * noise * mask
+
+
+def _without_signal(found, unexplained, origin):
+    """`found`, or where it holds signal the other, of a covariance and samples that nothing explains."""
+    if unexplained is None:
+        return found
+    rest = NoiseEstimate(_conditioned(*unexplained), unexplained[1], origin)
+    return rest if _holds_signal(found, rest) else found
 
 
 def _holds_signal(found, rest):

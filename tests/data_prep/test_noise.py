@@ -9,6 +9,7 @@ from data_prep.null_space import null_space_noise
 from data_prep.prepare import prepare_volume
 from data_prep.readers import RawScan
 from data_prep.readout import crop_readout, outside_samples, readout_image, readout_kspace
+from data_prep.sense_noise import sense_noise
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.fourier import fft2c
 from mrigsure.masks import make_mask
@@ -217,6 +218,48 @@ def test_signal_at_the_rim_is_not_taken_for_noise_where_points_are_sampled():
     assert abs(level) < 0.04 and least > -0.15 and largest < 0.4
 
 
+@pytest.mark.parametrize(("coils", "acceleration", "most"), [(4, 3, 0.01), (4, 4, 0.025), (16, 6, 0.015)])
+def test_sampled_points_tell_the_noise_from_signal_by_a_fit(coils, acceleration, most):
+    """In the mean of six heads; windows alone leave 0.014, 0.036 and 0.024."""
+    levels = []
+    for seed in range(6):
+        scan, mask, truth = _head(coils, "poisson", acceleration, seed=seed)
+        found = estimate_noise(scan, mask)
+        levels.append(_errors(found, truth)[0])
+    assert abs(np.mean(levels)) < most
+
+
+def test_of_noise_alone_a_fit_leaves_the_noise():
+    covariance = _random_covariance(4, 0)
+    mask = make_mask("poisson", (96, 80), 3, 0.12, seed=0)
+    kspace = mask * _noise(covariance, 96 * 80, 1).reshape(1, 4, 96, 80)
+    found, samples = sense_noise(kspace.astype(np.complex64), mask, 2 * covariance)
+    assert 100 < samples < mask.sum() / 2  # of the outer half
+    relative = np.linalg.eigvalsh(_whitened(covariance, found))
+    assert np.abs(relative - 1).max() < 3 * np.sqrt(4 / samples)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_stated_uncertainty_of_what_no_image_explains_is_its_spread(slices):
+    clean, mask, _ = _head(6, "poisson", 3, noise_std=1e-6, seed=5, size=64)
+    errors, stated = [], []
+    for seed in range(24):
+        noise = 0.04 * _noise(np.eye(6), slices * 64 * 64, seed).reshape(6, slices, 64, 64).swapaxes(0, 1)
+        found = NoiseEstimate(*sense_noise((clean.kspace + mask * noise).astype(np.complex64), mask, np.eye(6)), "")
+        errors.append(found.noise_std / 0.04 - 1)
+        stated.append(found.relative_error)
+    assert 0.6 < np.std(errors) / np.mean(stated) < 1.6
+    assert abs(np.mean(errors)) < 0.05  # what signal is left
+
+
+def test_a_fit_needs_a_sampled_centre_and_several_coils(make_kspace):
+    mask = make_mask("poisson", (64, 56), 3, 0.15, seed=0)
+    assert sense_noise(make_kspace() * mask, mask, np.eye(4)) is not None
+    assert sense_noise(make_kspace()[:, :1] * mask, mask, np.eye(1)) is None
+    mask[30:34:2, 26:30:2] = False
+    assert sense_noise(make_kspace() * mask, mask, np.eye(4)) is None
+
+
 @pytest.mark.parametrize("coils", [4, 12])
 def test_a_receivers_filter_does_not_hide_noise(coils):
     """The estimate is of all rows; without the autocorrelation it would favour those outside the body."""
@@ -317,3 +360,8 @@ def test_real_scans_have_the_noise_that_is_known_of_them(root, shared_data):
     assert found.noise_std == pytest.approx(1.7 / np.sqrt(2), rel=0.05)  # 1.7 of the complex sample, in the corners
     shipped = read_raw(root / "mrigsure" / "data" / "scans" / "brain_16ch.h5")
     assert 0 < estimate_noise(shipped, np.ones(128, bool)).relative_error < 0.01
+    for acceleration, most in ((4, 1.06), (8, 1.15)):  # by windows alone 1.18 and 1.22
+        mask = make_mask("poisson", (230, 180), acceleration, 0.1, seed=1)
+        points = estimate_noise(_scan(full.kspace * mask), mask)
+        assert 0.97 < points.noise_std / found.noise_std < most
+        assert points.origin == "what no image explains of k-space"
