@@ -90,7 +90,7 @@ def quiet_noise(kspace: np.ndarray, mask: np.ndarray, source, outside: np.ndarra
        body hold noise only, whatever the undersampling. Rows near the ends are not used, where receivers filter;
        and rows are preferred only where clearly quieter than 1 or 2.
     In 1 and 4, samples above the 99.9% quantile of the noise's own distribution are left out; medians set its level.
-    With neither 2 or 3 nor empty rows the estimate is high where signal reaches the rim.
+    Where none of 2, 3 and 4 can be had the estimate is high where signal reaches the rim.
     Raises InputError, which names `source`, where zeros stand among the samples.
     """
     mask = np.broadcast_to(mask, kspace.shape[-2:])

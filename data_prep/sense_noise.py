@@ -7,11 +7,12 @@ With B = 1 where the low-resolution image shows the body and 0 elsewhere, and wi
 holds of the signal what wrong maps fail to explain, and of the noise a share that grows with the number of equations
 over that of the body's pixels. That share is found by drawing: with white noise w on the same points
 
-    N = D^-1/2 T D^-1/2,    T = sum of (P y)(P y)^H,    D = mean of the sums of (P w)(P w)^H
+    N = (D + k)^-1/2 (T + k) (D + k)^-1/2,    T = sum of (P y)(P y)^H,    D = mean of the sums of (P w)(P w)^H
 
 is the covariance of y per real part, where y was white but for an error of the start. The sums go over the outer half
-of the points, where signal, and so what wrong maps leave of it, is weakest. Points are few in a window, which then has
-little to spare (null_space.py); all of k-space together has more.
+of the points, where signal, and so what wrong maps leave of it, is weakest. The fit takes nearly all of the combination
+of coils that is loudest, whose D is small: k keeps the start there. Points are few in a window, which then has little
+to spare (null_space.py); all of k-space together has more.
 """
 
 import numpy as np
@@ -31,6 +32,7 @@ _SHIFT = 1e-3  # lambda: less costs time and changes nothing
 _ITERATIONS, _TOLERANCE = 40, 1e-4
 _PROBES = 2
 _FEW = 4  # samples for every coil
+_PRIOR = 5  # samples of every coil that the start is taken to be worth
 
 
 def sense_noise(kspace: np.ndarray, mask: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, int] | None:
@@ -60,9 +62,10 @@ def sense_noise(kspace: np.ndarray, mask: np.ndarray, start: np.ndarray) -> tupl
     worth = int(np.trace(expected).real / (2 * len(start)))
     if worth < _FEW * len(start):
         return None
-    values, vectors = np.linalg.eigh(expected)
+    kept = 2 * _PRIOR * np.eye(len(start))
+    values, vectors = np.linalg.eigh(expected + kept)
     root = back @ (vectors / np.sqrt(values)) @ vectors.conj().T
-    return root @ left @ root.conj().T, worth
+    return root @ (left + kept) @ root.conj().T, worth
 
 
 def _outer(mask):

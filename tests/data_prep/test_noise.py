@@ -245,11 +245,19 @@ def test_stated_uncertainty_of_what_no_image_explains_is_its_spread(slices):
     errors, stated = [], []
     for seed in range(24):
         noise = 0.04 * _noise(np.eye(6), slices * 64 * 64, seed).reshape(6, slices, 64, 64).swapaxes(0, 1)
-        found = NoiseEstimate(*sense_noise((clean.kspace + mask * noise).astype(np.complex64), mask, np.eye(6)), "")
+        kspace = (clean.kspace + mask * noise).astype(np.complex64)
+        found = NoiseEstimate(*sense_noise(kspace, mask, 0.002 * np.eye(6)), "")
         errors.append(found.noise_std / 0.04 - 1)
         stated.append(found.relative_error)
     assert 0.6 < np.std(errors) / np.mean(stated) < 1.6
     assert abs(np.mean(errors)) < 0.05  # what signal is left
+
+
+def test_a_dead_coil_does_not_hide_the_noise_of_the_others():
+    """A single coil is left, all of which a fit explains: what is left of it says nothing."""
+    scan, mask, truth = _head(2, "poisson", 3, seed=1)
+    scan.kspace[:, 0] = 0
+    assert 0.95 < np.sqrt(estimate_noise(scan, mask).covariance[1, 1].real / truth[1, 1].real) < 1.15
 
 
 def test_a_fit_needs_a_sampled_centre_and_several_coils(make_kspace):
