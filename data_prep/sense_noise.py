@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
-from data_prep.calibration import CALIBRATION_WIDTH, sensitivity_maps
-from mrigsure.fourier import center_crop
+from data_prep.calibration import CALIBRATION_WIDTH, low_resolution, sensitivity_maps
+from mrigsure.fourier import radius
 from mrigsure.masks import calibration_region
 from mrigsure.operators import SenseOperator, conjugate_gradients
 
@@ -70,17 +70,15 @@ def sense_noise(kspace: np.ndarray, mask: np.ndarray, start: np.ndarray) -> tupl
 
 def _outer(mask):
     """The outer half of the sampled points: bool (H, W)."""
-    y, x = ((np.arange(size) - size // 2) / size for size in mask.shape)
-    distance = np.hypot(y[:, None], x[None])
+    distance = radius(mask.shape).numpy()
     return mask & (distance > np.quantile(distance[mask], 1 - _OUTER))
 
 
 def _unexplained(kspace, mask, region):
     """P of complex64 (batch, coils, H, W), with the maps and the body of the first."""
-    maps = torch.from_numpy(sensitivity_maps(kspace[:1], region))
-    plane = torch.from_numpy(mask[None, None].astype(np.float32))
-    operator = SenseOperator(plane, maps)
-    body = torch.from_numpy(_body(operator, kspace[0], region).astype(np.float32))
+    maps = sensitivity_maps(kspace[:1], region)
+    operator = SenseOperator(torch.from_numpy(mask[None, None].astype(np.float32)), torch.from_numpy(maps))
+    body = torch.from_numpy(_body(maps[0], kspace[0], region).astype(np.float32))
     y = torch.from_numpy(kspace)
 
     def system(u):
@@ -91,11 +89,9 @@ def _unexplained(kspace, mask, region):
     return (y - operator.forward(body * u)).numpy()
 
 
-def _body(operator, kspace, region):
+def _body(maps, kspace, region):
     """Where the low-resolution image shows signal, and a little around it: bool (H, W)."""
     block = tuple(min(size, CALIBRATION_WIDTH) for size in region)
-    low = np.zeros_like(kspace)
-    center_crop(low, block)[...] = center_crop(kspace, block)
-    magnitude = operator.adjoint(torch.from_numpy(low[None]))[0].abs().numpy()
+    magnitude = np.abs((maps.conj() * low_resolution(kspace, block, np.ones)).sum(axis=0))
     grown = max(1, round(_GROWN * min(magnitude.shape)))
     return binary_dilation(magnitude > _BODY * np.percentile(magnitude, 99), iterations=grown)
