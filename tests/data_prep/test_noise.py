@@ -253,6 +253,15 @@ def test_stated_uncertainty_of_what_no_image_explains_is_its_spread(slices):
     assert abs(np.mean(errors)) < 0.05  # what signal is left
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fit_that_leaves_little_keeps_the_start(seed):
+    """Of four coils at R = 8 one combination is left next to no noise: it alone would be 1.5 to 1.7 times too loud."""
+    scan, mask, truth = _head(4, "poisson", 8, seed=seed)
+    found, samples = sense_noise(scan.kspace, mask, truth)
+    assert samples > 100
+    assert np.abs(np.linalg.eigvalsh(_whitened(truth, found)) - 1).max() < 0.35
+
+
 def test_a_dead_coil_does_not_hide_the_noise_of_the_others():
     """A single coil is left, all of which a fit explains: what is left of it says nothing."""
     scan, mask, truth = _head(2, "poisson", 3, seed=1)
