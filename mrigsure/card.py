@@ -18,8 +18,7 @@ A diffusion prior for MR images, trained by mrigsure {training["version"]} {_see
 - blind modes: {archive["blind_share"]:.2%}; smallest eigenvalue of E[A^H A] {archive["smallest_eigenvalue"]:.3g}
 - objective {settings["objective"]}, input {settings["input"]}
 - started from {_start(training)}
-- {training["updates"]} updates of {settings["batch_size"] * settings["accumulate"]} scans or draws,
-  {training["rounds"]} refinement rounds, seed {settings["seed"]}
+- {_work(training)}
 - on lines held out of held-apart scans: residual of the mean {residual:.3g}, z^2 {z2:.3g} (1 is right)
 
 Not for diagnosis. A posterior draw shows what is plausible under this prior and the measurement; structure that the
@@ -38,6 +37,26 @@ def _start(training):
         made = f"{start['updates']} updates, {start['rounds']} rounds, on {_sizes(start)}"
         return f"the prior {settings['init_from']} ({made})"
     return "a fitted Gaussian" if settings["start"] == "gaussian" else "nothing"
+
+
+def _work(training):
+    settings, stages = training["settings"], list(_stages(training))
+    if training["updates"]:
+        batch = settings["batch_size"] * settings["accumulate"]
+        work = f"{training['updates']} updates of {batch} scans or draws, {training['rounds']} refinement rounds"
+    else:
+        work = "no updates: the spread of its draws was calibrated, the network is that of the start"
+    if len(stages) > 1:
+        updates, rounds = (sum(stage[key] for stage in stages) for key in ("updates", "rounds"))
+        work += f";\n  with all that went before {updates} updates, {rounds} rounds"
+    return f"{work}; seed {settings['seed']}"
+
+
+def _stages(training):
+    """This training and those that it started from, one from the other."""
+    while training:
+        yield training
+        training = training.get("start")
 
 
 def _seen(settings):
