@@ -170,8 +170,7 @@ def calibrated_on(prior: Prior, scans: list[Scan], levels: int, seed: int, devic
     """The prior with its spread calibrated on lines held out of these scans, for draws of so many levels."""
     sigmas = draw_levels(levels, prior.config.sigma_min, prior.config.sigma_max)
     bands, _ = calibrate_spread(prior.denoise, scans, sigmas, seed=seed, device=device)
-    config = replace(prior.config, spread=bands)
-    return Prior(prior.denoiser, config, prior.record, prior.name, prior.sha256, prior.precision)
+    return prior.with_spread(bands)
 
 
 def measure(prior: Prior, bench, rates, slices, samples=SAMPLES, levels=LEVELS, device="cpu") -> dict:

@@ -8,7 +8,8 @@ card.md            the same in words
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -104,6 +105,11 @@ class Prior(nn.Module):
         """`forward` without gradients."""
         with torch.no_grad():
             return self(x, sigma)
+
+    def with_spread(self, bands: Sequence[float]) -> "Prior":
+        """The same network, its draws' spread with other factors per radial band; name and hash stay."""
+        config = replace(self.config, spread=tuple(bands))
+        return Prior(self.denoiser, config, self.record, self.name, self.sha256, self.precision)
 
 
 def save_prior(folder, denoiser_state: dict, config: DenoiserConfig, training: dict, card: str) -> Path:
