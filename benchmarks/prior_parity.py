@@ -22,7 +22,7 @@ were to come, and 6,400 of 16. So is the oracle's beginning, 7,500 updates of 8.
 defaults' levels, for the oracle too; the oracles of seeds 1 and 2 have 3,200 updates of 16, less than ours. The spread
 of `solve`, round 26, of the oracle of seed 0, of `gsure` and of `split` is calibrated on all 40 scans held apart, as it
 is now, of the others on 16: that moves a row by up to .1 dB. `gsure` and `split` are of N(-1.5, 1.5^2) too, at a rate
-that does not fall, without long rounds, and their first ones, three and none, are all there is. The oracle on real
+that does not fall, without long rounds, and their first ones, none and three, are all there is. The oracle on real
 slices was trained and measured on a GPU, without long rounds, `solve` there not yet to its end.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, over the seeds and the slices, with
