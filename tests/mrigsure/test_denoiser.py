@@ -73,3 +73,13 @@ def test_a_broken_prior_is_refused_with_its_folder_named(tmp_path, damage):
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(InputError, match=r"p: found .*; expected "):
         load_prior(folder)
+
+
+def test_another_spread_leaves_the_network_and_the_first_prior_as_they_are():
+    prior = load_prior()
+    before = prior.config.spread
+    wider = prior.with_spread([2 * band for band in before])
+    assert wider.config.spread == tuple(2 * band for band in before)
+    assert prior.config.spread == before and wider.config.sigma_min == prior.config.sigma_min
+    assert wider.denoiser is prior.denoiser
+    assert (wider.name, wider.sha256, wider.precision) == (prior.name, prior.sha256, prior.precision)
