@@ -76,7 +76,7 @@ def test_a_broken_prior_is_refused_with_its_folder_named(tmp_path, damage):
 
 
 def test_another_spread_leaves_the_network_and_the_first_prior_as_they_are():
-    prior = load_prior()
+    prior = load_prior(precision="bf16")
     before = prior.config.spread
     wider = prior.with_spread([2 * band for band in before])
     assert wider.config.spread == tuple(2 * band for band in before)
