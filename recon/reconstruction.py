@@ -14,7 +14,8 @@ attributes               method, acceleration, seed, scan, scan_sha256, patient_
                          pairs (whether draws 2i and 2i + 1 are antithetic), scatter (variance of the mean over that
                          of a draw, in the body; recon/uncertainty.py),
                          interval, spread_scale and spread_scale_error (recon/spread_scale.py; std, lower and upper have
-                         it, samples have not), scorecard (JSON, recon/scorecard.py)
+                         it, samples have not), spread_widened (JSON, factor on R per radial band; samples have
+                         it), scorecard (JSON, recon/scorecard.py)
   of baselines           lambda, lambda_chosen_by, lambda_search (JSON)
   of unrolled networks   unrolled, unrolled_sha256
 """

@@ -1,4 +1,4 @@
-"""One factor on a scan's spread, calibrated on lines of its own that were held out. No truth is used.
+"""A scan's spread, calibrated on lines of its own that were held out. No truth is used.
 
 The prior's spread is calibrated once for all scans (mrigsure/calibrate.py); single scans differ from that. Some of a
 scan's lines are left out, a few draws made from the rest, and the lines predicted. With their mean and variance v over
@@ -12,7 +12,10 @@ their errors are not independent. Under log a ~ N(0, TAU^2) `SpreadScale` tells 
 points were held out, or where noise hides the error. It is believed where it widens alone: lines are few, what they ask
 for and what the image asks for go together but not one for one, and intervals that are narrowed wrongly mislead.
 
-What it cannot do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where
+`widening` asks the same of every radial band by itself, a smooth function of the band, for draws to be made anew with
+the prior's R times it: a scan whose fine detail the prior has not seen needs more there and not elsewhere.
+
+What neither can do: held-out lines see k-space outside of the calibration lines, in sums over all pixels. Neither where
 in the image the spread is too small, nor an error that all lines share is found. Coverage is therefore measured, on
 phantoms (benchmarks/interval_coverage.py).
 """
@@ -32,6 +35,8 @@ FRACTION = 0.2  # of the lines outside the calibration region, in each fold
 FOLDS, SAMPLES = 2, 2  # lines are few: two halves predicted by two draws each tell more than one by four
 TAU = 0.6  # of log a from scan to scan: root mean square on 24 phantoms of the shipped prior's own population
 _GRID = np.linspace(-6 * TAU, 6 * TAU, 481)  # of log a
+_NEIGHBOURS = 0.5  # root mean square difference of log a in neighbouring bands
+_ITERATIONS = 30  # of Fisher scoring: more than it ever took
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,15 @@ class HeldOut:
         """Error of the mean of endlessly many draws over the data, noise taken off both (mrigsure/validation.py)."""
         error = self.error.sum() - self.noise.sum() - self.variance.sum() / self.samples
         return float(error / (self.data.sum() - self.noise.sum()))
+
+    def expected(self, factors: np.ndarray | float = 1.0) -> np.ndarray:
+        """Of `error`, (..., BANDS), where the variance is `factors` times as large."""
+        return self.noise + (factors + 1 / self.samples) * self.variance
+
+    def log_likelihood(self, factors: np.ndarray | float = 1.0) -> np.ndarray:
+        """Of `error`, (...), but for a constant."""
+        expected = np.where(self.points > 0, self.expected(factors), 1.0)
+        return -(self.points * (np.log(expected) + self.error / expected)).sum(-1)
 
     def __add__(self, other: "HeldOut") -> "HeldOut":
         sums = (getattr(self, key) + getattr(other, key) for key in ("error", "variance", "noise", "data", "points"))
@@ -128,15 +142,42 @@ def predict_held_out(scan: Scan, kept: Scan, draws: Tensor) -> HeldOut:
 
 def spread_scale(parts: Sequence[HeldOut]) -> SpreadScale:
     """The factor that the held-out samples of one scan's slices ask for."""
-    log_likelihood = np.zeros(len(_GRID))
-    for part in parts:
-        seen = part.points > 0
-        points, error = part.points[seen], part.error[seen]
-        expected = part.noise[seen] + (np.exp(_GRID)[:, None] + 1 / part.samples) * part.variance[seen]
-        log_likelihood -= (points * (np.log(expected) + error / expected)).sum(1)
+    log_likelihood = sum(part.log_likelihood(np.exp(_GRID)[:, None]) for part in parts)
     log_posterior = log_likelihood - _GRID**2 / (2 * TAU**2)
     weights = np.exp(log_posterior - log_posterior.max())
     weights /= weights.sum()
     center = float(weights @ _GRID)
     error = float(np.sqrt(weights @ (_GRID - center) ** 2))
     return SpreadScale(float(np.exp(max(center, 0) / 2)), error / 2)
+
+
+@dataclass(frozen=True)
+class Widening:
+    """factors: on the variance per radial band, at least 1, float64 (BANDS,), that held-out samples ask for; gain: by
+    how much the logarithm of their posterior density exceeds that of 1 in every band."""
+
+    factors: np.ndarray
+    gain: float
+
+
+def widening(parts: Sequence[HeldOut]) -> Widening:
+    """The likeliest factors of one scan, 1 where less would be.
+
+    A priori log a has the deviation TAU in the mean over bands and _NEIGHBOURS from band to band, so that a band
+    without samples follows those beside it.
+    """
+    steps = np.diff(np.eye(BANDS), axis=0) / _NEIGHBOURS
+    prior = np.eye(BANDS) / (BANDS * TAU**2) + steps.T @ steps
+    logs = np.zeros(BANDS)
+    for _ in range(_ITERATIONS):
+        gradient, precision = -prior @ logs, prior.copy()
+        for part in parts:
+            expected = np.where(part.points > 0, part.expected(np.exp(logs)), 1.0)
+            share = np.exp(logs) * part.variance / expected
+            gradient += part.points * share * (part.error / expected - 1)
+            precision += np.diag(part.points * share**2)
+        logs += np.clip(np.linalg.solve(precision, gradient), -1, 1)
+    logs = np.maximum(logs, 0)
+    factors = np.exp(logs)
+    gain = sum(part.log_likelihood(factors) - part.log_likelihood() for part in parts) - logs @ prior @ logs / 2
+    return Widening(factors, float(gain))

@@ -13,6 +13,7 @@ import torch
 from mrigsure.cli import main
 from mrigsure.errors import InputError, PartialFailure, ScanWarning
 from mrigsure.scan import ScanSet
+from mrigsure.seeds import complex_noise, generator
 from mrigsure.settings import ReconstructSettings
 from recon import posterior_volume
 from recon.baselines import zero_filled
@@ -111,6 +112,39 @@ def test_a_volume_is_looked_at_in_three_slices_and_draws_what_it_would_without(m
     )
     assert looked_at == ["slice 1", "slice 3", "slice 5"]
     np.testing.assert_array_equal(with_scale.samples, without.samples)
+
+
+@pytest.fixture
+def typical_scan(make_scan):
+    """Of an image that the Gaussian prior expects."""
+    scan = make_scan((96, 80), coils=8, acceleration=4, noise_std=0.02)
+    target = 0.5 * complex_noise(scan.shape, generator(0, "target"))
+    kspace = scan.batch().operator.coil_kspace(target[None])[0]
+    kspace = scan.mask * (kspace + scan.noise_std * complex_noise(kspace.shape, generator(0, "noise")))
+    return replace(scan, kspace=kspace, target=target)
+
+
+@pytest.mark.parametrize("sampler", ["default", "dps"])
+def test_a_spread_that_a_scan_finds_too_narrow_is_widened_where_it_is(typical_scan, gaussian_prior, sampler):
+    narrow = gaussian_prior.with_spread([1.0] * 4 + [0.1] * 4)
+    spreads = {}
+    for calibrate in (True, False):
+        options = {"samples": 4, "nfe": 12, "sampler": sampler, "calibrate_scan": calibrate}
+        made = reconstruct_scans([typical_scan], "posterior", narrow, keep_samples=True, **options)
+        spreads[calibrate] = made.samples[0].var(0).mean()
+        if calibrate:
+            widened = json.loads(made.record["spread_widened"])
+    if sampler == "default":
+        assert 1.5 < min(widened[5:]) > 1.1 * max(widened[:3])  # few of the low bands' points are held out
+        assert spreads[True] > 1.1 * spreads[False]
+    else:  # has no R
+        assert widened == [1.0] * 8
+        assert spreads[True] == spreads[False]
+
+
+def test_a_spread_that_is_right_stays(typical_scan, gaussian_prior):
+    made = reconstruct_scans([typical_scan], "posterior", gaussian_prior, samples=4, nfe=12)
+    assert json.loads(made.record["spread_widened"]) == [1.0] * 8
 
 
 def test_the_posterior_of_a_gaussian_prior_is_the_regularised_solve(make_scan, gaussian_prior):

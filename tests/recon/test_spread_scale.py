@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrigsure.seeds import complex_noise, generator
-from recon.spread_scale import BANDS, TAU, HeldOut, predict_held_out, spread_scale, without_lines
+from recon.spread_scale import BANDS, TAU, HeldOut, predict_held_out, spread_scale, widening, without_lines
 
 
 def _sums(points, factor, noise=1.0, variance=1.0):
@@ -57,6 +57,54 @@ def test_the_figures_do_not_count_the_noise(make_scan):
     assert abs(exact.residual) < 0.1
     nothing = predict_held_out(scan, part, 0 * scan.target.expand(2, -1, -1))
     assert nothing.residual == pytest.approx(1, rel=1e-3)
+
+
+def test_widening_finds_the_factor_of_every_band():
+    factors = np.exp(np.linspace(0, 1.5, BANDS))
+    found = widening([_sums(20000, factors)])
+    np.testing.assert_allclose(found.factors, factors, rtol=0.1)
+    assert found.gain > 100
+
+
+def test_widening_asks_for_nothing_where_spread_is_right_or_noise_hides_it():
+    assert widening([_sums(20000, 1.0)]).gain == pytest.approx(0, abs=0.05)
+    hidden = widening([_sums(500, 4.0, noise=100.0)])
+    assert hidden.gain < 1 and hidden.factors.max() < 2
+    assert widening([_sums(250, 4.0)] * 2).gain == pytest.approx(widening([_sums(500, 4.0)]).gain)
+
+
+def test_a_band_without_points_is_widened_as_those_beside():
+    sums = _sums(8000, np.full(BANDS, 3.0))
+    seen = np.arange(BANDS) > 1
+    part = HeldOut(*(seen * getattr(sums, key) for key in ("error", "variance", "noise", "data", "points")), samples=2)
+    factors = widening([part]).factors
+    assert 2 < factors[0] < factors[1] < factors[2] == pytest.approx(3, rel=0.1)
+
+
+def test_what_would_be_narrowed_stays_and_gains_nothing():
+    narrower = widening([_sums(5000, 0.3)])
+    assert (narrower.factors == 1).all() and narrower.gain == 0
+    partly = widening([_sums(20000, np.where(np.arange(BANDS) < 4, 0.3, 4.0))])
+    assert (partly.factors[:3] == 1).all() and partly.factors[5:] == pytest.approx(4, rel=0.1)
+
+
+def test_the_likeliest_factors_are_found_and_what_they_gain():
+    part = _sums(400, np.exp(np.linspace(0.2, 1.0, BANDS)))
+    found = widening([part])
+    logs = np.log(found.factors)
+    for change in (np.ones(BANDS), np.linspace(-1, 1, BANDS)):
+        tried = [part.log_likelihood(np.exp(logs + step * change)) - _distance(logs + step * change) for step in _STEPS]
+        assert tried[1] > max(tried[0], tried[2])
+    assert found.gain == pytest.approx(part.log_likelihood(found.factors) - part.log_likelihood() - _distance(logs))
+    assert found.gain > 0
+
+
+_STEPS = (-0.1, 0.0, 0.1)
+
+
+def _distance(logs):
+    """From the factors that are expected, in the logarithm of a density: docstring of `widening`."""
+    return (logs**2).sum() / (2 * BANDS * TAU**2) + (np.diff(logs) ** 2).sum() / (2 * 0.5**2)
 
 
 @pytest.mark.parametrize("pattern", ["random", "points"])
