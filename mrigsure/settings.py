@@ -374,8 +374,8 @@ class ReconstructSettings:
         stack_noise: independent, or shared: the same noise in all slices of a draw, so that neighbours fit together
         precision: of the network; bf16 takes about half the time, and auto chooses it where the hardware has it
         interval: probability with which the magnitude lies between the maps lower and upper
-        calibrate_scan: scale the spread by the scan's own held-out lines and judge them, at 4 more draws of up to three
-            slices; --calibrate-scan=false leaves it out
+        calibrate_scan: fit the spread to the scan's own held-out lines and judge it by them, at 4 more draws of up to
+            three slices, 12 where the prior's spread is too narrow; --calibrate-scan=false leaves it out
         keep_samples: write the single draws too
         batch: draws computed at once, or auto: as many as memory allows; the result is the same but for rounding
         overwrite: reconstruct again what the folder already holds
