@@ -186,7 +186,7 @@ def _row(case, scan, method, prior, effort, seed) -> Row:
     kept, samples = scan, effort.samples
     if scan.target is None:
         kept, samples = scan.held_out(_HELD_OUT, generator(seed, "held out", case)), effort.samples // 2
-    options = {"samples": samples, "nfe": effort.nfe, "seed": seed, "calibrate_scan": False}
+    options = {"samples": samples, "nfe": effort.nfe, "seed": seed}
     made = reconstruct_scans([kept], method, prior, name=case, keep_samples=True, **options)
     image, std = made.image[0], None if made.std is None else made.std[0]
     if scan.target is None:
