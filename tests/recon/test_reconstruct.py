@@ -142,6 +142,20 @@ def test_a_spread_that_a_scan_finds_too_narrow_is_widened_where_it_is(typical_sc
         assert spreads[True] == spreads[False]
 
 
+def test_the_scorecard_judges_the_priors_spread_and_the_scale_is_what_is_left(
+    typical_scan, gaussian_prior, monkeypatch
+):
+    narrow = gaussian_prior.with_spread([1.0] * 4 + [0.1] * 4)
+    judged, left = [], []
+    for widenings in (0, 1, 2):
+        monkeypatch.setattr(posterior_volume, "_WIDENINGS", widenings)
+        record = reconstruct_scans([typical_scan], "posterior", narrow, samples=2, nfe=12).record
+        judged.append(json.loads(record["scorecard"])["z2"]["value"])
+        left.append(record["spread_scale"])
+    assert judged[0] == judged[1] == judged[2] > 1.4
+    assert left[0] > left[1] + 0.02 > left[2] + 0.04
+
+
 def test_a_spread_that_is_right_stays(typical_scan, gaussian_prior):
     made = reconstruct_scans([typical_scan], "posterior", gaussian_prior, samples=4, nfe=12)
     assert json.loads(made.record["spread_widened"]) == [1.0] * 8
