@@ -36,7 +36,7 @@ FOLDS, SAMPLES = 2, 2  # lines are few: two halves predicted by two draws each t
 TAU = 0.6  # of log a from scan to scan: root mean square on 24 phantoms of the shipped prior's own population
 _GRID = np.linspace(-6 * TAU, 6 * TAU, 481)  # of log a
 _NEIGHBOURS = 0.5  # root mean square difference of log a in neighbouring bands
-_ITERATIONS = 30  # of Fisher scoring: more than it ever took
+_ITERATIONS = 30  # of Fisher scoring
 
 
 @dataclass(frozen=True)
