@@ -61,8 +61,7 @@ class HeldOut:
     @property
     def z2(self) -> float:
         """Error over what noise and spread announce, 1 where the spread is right."""
-        expected = self.noise.sum() + (1 + 1 / self.samples) * self.variance.sum()
-        return float(self.error.sum() / expected)
+        return float(self.error.sum() / self.expected().sum())
 
     @property
     def signal(self) -> float:
