@@ -26,11 +26,12 @@ from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import center_crop
 from mrigsure.losses import scan_losses
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumSpread, draw, posterior_samples
+from mrigsure.posterior import draw, posterior_samples
 from mrigsure.progress import status_table
 from mrigsure.scan import collate
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.settings import TrainSettings
+from mrigsure.spread import PixelSpectrumSpread
 
 BAR = 20.0  # scans/s
 AGREEMENT = 1e-3

@@ -48,7 +48,7 @@ from mrigsure.devices import at_once
 from mrigsure.fourier import fft2c, radial_bands
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, coil_maps, complex_normal, random_slice
-from mrigsure.posterior import PixelSpectrumSpread, draw_levels, posterior_samples
+from mrigsure.posterior import draw_levels, posterior_samples
 from mrigsure.progress import say, status_table, track
 from mrigsure.scan import SIGMA_DATA, PreparedVolume, Scan, collate, write_prepared
 from mrigsure.seeds import complex_noise, generator, in_pairs
@@ -160,7 +160,7 @@ def without_truth(prior: Prior, scans: list[Scan], seed, device="cpu") -> dict:
         prior.denoise,
         scans,
         draw_levels(LEVELS, prior.config.sigma_min, prior.config.sigma_max),
-        spread=PixelSpectrumSpread(prior.config.spread),
+        spread=prior.spread,
         seed=seed,
         device=device,
     ).as_dict()
@@ -170,7 +170,7 @@ def without_truth(prior: Prior, scans: list[Scan], seed, device="cpu") -> dict:
 def calibrated_on(prior: Prior, scans: list[Scan], levels: int, seed: int, device="cpu") -> Prior:
     """The prior with its spread calibrated on lines held out of these scans, for draws of so many levels."""
     sigmas = draw_levels(levels, prior.config.sigma_min, prior.config.sigma_max)
-    bands, _ = calibrate_spread(prior.denoise, scans, sigmas, seed=seed, device=device)
+    bands, _ = calibrate_spread(prior.denoise, scans, sigmas, jacobian=prior.config.jacobian, seed=seed, device=device)
     return prior.with_spread(bands)
 
 

@@ -12,14 +12,19 @@ held-out lines, correct, repeat. No truth is used.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mrigsure.posterior import Denoise, PixelSpectrumSpread
-from mrigsure.scan import SIGMA_DATA, Scan
-from mrigsure.validation import BANDS, HeldOutFigures, held_out_figures
+from mrigsure.devices import at_once
+from mrigsure.fourier import radial_bands
+from mrigsure.posterior import draw
+from mrigsure.scan import SIGMA_DATA, Scan, collate
+from mrigsure.seeds import generator
+from mrigsure.spread import Denoise, Jacobian, PixelSpectrumSpread, probe, signal_variance
+from mrigsure.validation import BANDS, FEW, HeldOutFigures, by_shape, held_out_figures
 
 NEUTRAL = (1.0,) * BANDS
 _LEAST, _MOST = 0.1, 8.0
@@ -34,6 +39,40 @@ def refinement_spread(bands: tuple[float, ...]) -> PixelSpectrumSpread:
     return PixelSpectrumSpread(tuple(bands), above=_TRUSTED)
 
 
+def jacobian_of(
+    denoise: Denoise,
+    scans: Sequence[Scan],
+    sigmas: Tensor,
+    *,
+    seed: int,
+    bands: tuple[float, ...] = NEUTRAL,
+    device="cpu",
+) -> Jacobian:
+    """What the denoiser's Jacobian lets pass, on the way of one draw of each scan: a probe at every level.
+
+    sigmas  the levels, falling
+    bands   factor on R of these draws
+    """
+    passed = torch.zeros(len(sigmas), BANDS, dtype=torch.float64)
+    chunk = at_once(device, max(scan.kspace.numel() for scan in scans), FEW)
+    for start in range(0, len(scans), chunk):
+        for group in by_shape(scans[start : start + chunk]):
+            index = radial_bands(group[0].shape, BANDS).flatten()
+            counts = torch.bincount(index, minlength=BANDS)
+            at_level, level = PixelSpectrumSpread(bands).start(), iter(range(len(sigmas)))
+
+            def seen(denoise, x, x0, sigma, rng, index=index, counts=counts, at_level=at_level, level=level):
+                _, spectrum = probe(denoise, x, x0, sigma, rng)
+                total = torch.bincount(index, spectrum.double().sum(0).flatten().cpu(), minlength=BANDS)
+                passed[next(level)] += total / counts
+                return at_level(denoise, x, x0, sigma, rng)
+
+            rng = generator(seed, "jacobian", start, *group[0].shape, device=device)
+            draw(denoise, collate(group).to(device), sigmas, spread=seen, generator=rng)
+    rows = zip(sigmas.tolist(), passed / len(scans), strict=True)
+    return tuple((sigma, *signal_variance(share, sigma).tolist()) for sigma, share in rows)
+
+
 def calibrate_spread(
     denoise: Denoise,
     scans: Sequence[Scan],
@@ -42,6 +81,7 @@ def calibrate_spread(
     seed: int,
     match: Literal["z2", "power"] = "z2",
     start: tuple[float, ...] = NEUTRAL,
+    jacobian: Jacobian = (),
     iterations: int = 4,
     judged: Sequence[Scan] = (),
     device="cpu",
@@ -54,11 +94,12 @@ def calibrate_spread(
     scans   scans that training did not use
     sigmas  the levels of the draws
     start   the factors to begin with, one per band
+    jacobian  the denoiser's, of `jacobian_of`, for z2
     judged  scans whose figures are given instead of those of `scans`
     """
     options = {"seed": seed, "device": device}
     bands, tried = start, []
-    spread_of = PixelSpectrumSpread if match == "z2" else refinement_spread
+    spread_of = partial(PixelSpectrumSpread, jacobian=jacobian) if match == "z2" else refinement_spread
     for _ in range(iterations):
         figures = held_out_figures(denoise, scans, sigmas, spread=spread_of(bands), **options)
         tried.append((figures.energy if match == "z2" else _power_missed(figures), bands, figures))

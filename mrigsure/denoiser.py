@@ -1,6 +1,6 @@
 """The denoiser f(x, sigma) ~ E[x | x + sigma w], a plain torch module, and the folder in which a prior is kept.
 
-config.json        network, sigma range, sigma_data, and the spread of R calibrated per radial band
+config.json        network, sigma range, sigma_data, what J passes, and the spread of R calibrated per radial band
 model.safetensors  averaged weights, float16
 training.json      what it was trained on, with which settings, and the truth-free figures on the way
 card.md            the same in words
@@ -21,6 +21,7 @@ from mrigsure.errors import InputError
 from mrigsure.files import atomic
 from mrigsure.network import UNet
 from mrigsure.scan import SIGMA_DATA
+from mrigsure.spread import Jacobian, PixelSpectrumSpread
 
 FORMAT = 2  # 1 held another network
 SHIPPED = "shipped"
@@ -35,6 +36,7 @@ class DenoiserConfig:
     sigma_max  highest level
     sigma_data standard deviation per real part of whole images, air included, as measured on the training scans
     spread     factor on the R of posterior sampling, one per radial band (docs/method.md, section 7)
+    jacobian   how much noise the denoiser lets pass per level and radial band (`spread.Jacobian`); none is also right
     """
 
     channels: tuple[int, ...] = (24, 48, 64, 64)
@@ -42,6 +44,7 @@ class DenoiserConfig:
     sigma_max: float = 20.0
     sigma_data: float = SIGMA_DATA
     spread: tuple[float, ...] = (1.0,)
+    jacobian: Jacobian = ()
 
 
 class Denoiser(nn.Module):
@@ -106,6 +109,11 @@ class Prior(nn.Module):
         with torch.no_grad():
             return self(x, sigma)
 
+    @property
+    def spread(self) -> PixelSpectrumSpread:
+        """R of posterior sampling, as calibrated."""
+        return PixelSpectrumSpread(self.config.spread, jacobian=self.config.jacobian)
+
     def with_spread(self, bands: Sequence[float]) -> "Prior":
         """The same network, its draws' spread with other factors per radial band; name and hash stay."""
         config = replace(self.config, spread=tuple(bands))
@@ -158,4 +166,4 @@ def load_prior(folder=None, device="cpu", precision: str = "no") -> Prior:
 
 
 def _tuple(value):
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -18,12 +18,12 @@ from mrigsure.archive import Archive
 from mrigsure.devices import at_once
 from mrigsure.diffusion import noisier_scan
 from mrigsure.gaussian import fit_gaussian
-from mrigsure.posterior import Denoise, Spread
 from mrigsure.refinement import SWEEP_STEPS, SWEEPS, EStep, gaussian_chains
 from mrigsure.scan import Scan, ScanSet
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.settings import TrainSettings
 from mrigsure.shrinkage import mean_gain
+from mrigsure.spread import Denoise, Spread
 
 Draw = Callable[..., Iterable[int]]
 _GAUSSIAN_SCANS = 96

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mrigsure.fourier import fft2c, ifft2c, radius
-from mrigsure.posterior import PixelSpectrumFactor, samples_noise, solve_level
+from mrigsure.posterior import samples_noise, solve_level
 from mrigsure.scan import SIGMA_DATA, Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import PixelSpectrumFactor
 
 _RINGS = 48
 _ROUNDS = 15

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.gaussian import GaussianPrior
-from mrigsure.posterior import Denoise, Spread, draw, draw_levels
+from mrigsure.posterior import draw, draw_levels
 from mrigsure.scan import SIGMA_DATA, ScanSet, collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import Denoise, Spread
 
 RESTART_SIGMA = 2 * SIGMA_DATA
 SWEEPS, SWEEP_STEPS = 6, {"rough": 3, "fine": 8}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mrigsure.diffusion import independent_kspace
 from mrigsure.fourier import fft2c, ifft2c, radial_bands
-from mrigsure.posterior import interpolate_bands
 from mrigsure.scan import Scan
+from mrigsure.spread import interpolate_bands
 from mrigsure.validation import BANDS, given_gain
 
 

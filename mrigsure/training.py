@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mrigsure
 from mrigsure.archive import Archive, measured_sigma_data, open_archive
-from mrigsure.calibrate import NEUTRAL, calibrate_spread, refinement_spread
+from mrigsure.calibrate import NEUTRAL, calibrate_spread, jacobian_of, refinement_spread
 from mrigsure.card import model_card
 from mrigsure.checkpoint import CHECKPOINT, cloned, portable, read_checkpoint, write_checkpoint
 from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior, load_prior, save_prior
@@ -36,20 +36,21 @@ from mrigsure.devices import readers
 from mrigsure.draws import draw_pairs, draw_scans, gain_of_draws, how_to_draw, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
-from mrigsure.posterior import PixelSpectrumSpread, ScalarSpread, draw_levels
+from mrigsure.posterior import draw_levels
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
 from mrigsure.sampling import sample_prior
 from mrigsure.seeds import generator
 from mrigsure.settings import TrainSettings
 from mrigsure.shrinkage import unshrunk
+from mrigsure.spread import Jacobian, PixelSpectrumSpread, ScalarSpread
 from mrigsure.tracking import Tracker
 from mrigsure.validation import held_out_figures
 
 _WARMUP = 100  # updates until the learning rate is reached
 _FINAL_RATE = 0.05  # of the learning rate, at the last update
 _VALIDATION_LEVELS = 8
-_CALIBRATION_LEVELS = 20  # those of a reconstruction at 30 evaluations
+_NFE = 30  # of a reconstruction's draws
 _EARLY_FIGURES = (25, 50, 100, 200, 400)  # updates after which a newcomer wants to see something
 _JUDGED = 3  # times validation_scans: the energy of 16 scans hardly follows the true error from round to round
 _POWER_LOSS = 0.95
@@ -103,6 +104,7 @@ class Trainer:
         model = Denoiser(settings.channels, self.sigma_data)
         least_noise = torch.tensor(archive.record["noise_std"][0])
         self.lowest, self.bands = lowest_first_stage(settings, least_noise).item(), NEUTRAL
+        self.jacobian: Jacobian = ()  # of the last round judged, which belongs to `bands`
         self.draw_bands = NEUTRAL  # of the E-step's spread, where `bands` is that of reconstruction
         self.draw_gain: list[float] | None = None  # that this round's draws were given
         if start:
@@ -291,7 +293,8 @@ class Trainer:
 
     def _validate(self):
         """The truth-free figures on the way, with few levels and the spread as it was last calibrated."""
-        self._record(self._figures(PixelSpectrumSpread(self.bands), _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
+        spread = PixelSpectrumSpread(self.bands, jacobian=self.jacobian)
+        self._record(self._figures(spread, _VALIDATION_LEVELS), loss=float(f"{self.loss:.4g}"))
 
     def _figures(self, spread, levels):
         return from_main(
@@ -308,6 +311,7 @@ class Trainer:
 
     def _judge(self):
         """At a round's end: calibrate the spread of the draws, which gives the figures too; keep, or refuse."""
+        self.jacobian = self._measured_jacobian()
         self.bands, figures = self._calibrated("z2", self.bands, judged=self._scans_to_judge)
         drawn = figures
         if self.settings.rounds:
@@ -349,7 +353,7 @@ class Trainer:
         before = before.cpu()  # a checkpoint's is on the device
         if not (lost := _lost_bands(drawn, before)):
             return ()
-        again = self._figures(refinement_spread(self.before["draw_bands"]), _CALIBRATION_LEVELS)
+        again = self._figures(refinement_spread(self.before["draw_bands"]), _levels(()))
         return tuple(band for band in _lost_bands(again, before, errors=2) if band in lost)
 
     def _candidate(self, figures):
@@ -361,18 +365,34 @@ class Trainer:
             "average": cloned(self.average.module.state_dict()),
             "lowest": self.lowest,
             "bands": list(self.bands),
+            "jacobian": self.jacobian,
         }
 
+    def _measured_jacobian(self):
+        return from_main(
+            self.accelerator,
+            lambda: jacobian_of(
+                self.denoise,
+                self._scans_for_figures,
+                draw_levels(_levels(()), self.lowest, self.settings.sigma_max),
+                seed=self.settings.seed,
+                bands=self.bands,
+                device=self.device,
+            ),
+        )
+
     def _calibrated(self, match, start, judged=()):
+        jacobian = self.jacobian if match == "z2" else ()
         return from_main(
             self.accelerator,
             lambda: calibrate_spread(
                 self.denoise,
                 self._scans_for_figures,
-                draw_levels(_CALIBRATION_LEVELS, self.lowest, self.settings.sigma_max),
+                draw_levels(_levels(jacobian), self.lowest, self.settings.sigma_max),
                 seed=self.settings.seed,
                 match=match,
                 start=start,
+                jacobian=jacobian,
                 judged=judged,
                 device=self.device,
             ),
@@ -427,6 +447,7 @@ class Trainer:
             sigma_max=self.settings.sigma_max,
             sigma_data=self.sigma_data,
             spread=tuple(round(band, 4) for band in candidate["bands"]),
+            jacobian=tuple(tuple(float(f"{value:.4g}") for value in row) for row in candidate["jacobian"]),
         )
 
     def _save(self, folder, candidate):
@@ -453,6 +474,7 @@ class Trainer:
         found = {
             "lowest": self.lowest,
             "bands": list(self.bands),
+            "jacobian": self.jacobian,
             "draw_bands": list(self.draw_bands),
             "draw_gain": self.draw_gain,
             "drawn": self.before.get("drawn"),
@@ -464,7 +486,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(cloned(state["optimizer"]))
         self.lowest, self.bands, self.draw_bands = state["lowest"], tuple(state["bands"]), tuple(state["draw_bands"])
-        self.draw_gain = state["draw_gain"]
+        self.jacobian, self.draw_gain = state["jacobian"], state["draw_gain"]
 
     def save_checkpoint(self):
         """Everything that `load_checkpoint` needs."""
@@ -502,6 +524,11 @@ def _refuse_undersampled(archive, objective):
         if not volume.mask.all():
             found = f"{volume.mask.mean():.0%} of k-space sampled"
             raise InputError(volume.path, found, f"fully sampled scans for --objective {objective}")
+
+
+def _levels(jacobian: Jacobian) -> int:
+    """Of a reconstruction's draws with a prior of this Jacobian, or of those that a round learns from."""
+    return PixelSpectrumSpread(jacobian=jacobian).most_levels(_NFE)
 
 
 def _lost_bands(figures, before, errors=0) -> tuple[int, ...]:

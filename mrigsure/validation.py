@@ -14,7 +14,7 @@ From K draws given the kept lines, on the held-out samples y of every coil, with
               nothing
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from mrigsure.devices import at_once
 from mrigsure.fourier import radial_bands
-from mrigsure.posterior import Denoise, Spread, draw
+from mrigsure.posterior import draw
 from mrigsure.scan import Scan, collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import Denoise, Spread
 
 BANDS = 8
-_FEW = 4  # scans at once, on a CPU
+FEW = 4  # scans at once, on a CPU
 _LEAST_RATIO = 0.3  # of which scans are guessed to scatter by as much
 _MOST_GAIN = 1.5
 _LEAST_SIGNAL = 0.02  # power over the noise's, below which the data's own power is not known
@@ -101,9 +102,9 @@ def held_out_figures(
     """
     names = ("error", "noise", "variance", "data", "drawn", "agreement", "shared", "score", "norm")
     parts = {name: [torch.zeros(0, BANDS, dtype=torch.float64)] for name in names}  # scan by scan, (scans, BANDS)
-    chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), _FEW)
+    chunk = at_once(device, max((scan.kspace.numel() for scan in scans), default=1), FEW)
     for start in range(0, len(scans), chunk):
-        for group in _by_shape(scans[start : start + chunk]):
+        for group in by_shape(scans[start : start + chunk]):
             rng = generator(seed, "held out", start, *group[0].shape)
             kept = [scan.held_out(fraction, rng) for scan in group]
             rng_device = generator(seed, "draws", start, *group[0].shape, device=device)
@@ -202,7 +203,8 @@ def _four_digits(value):
     return None if value is None else float(f"{value:.4g}")
 
 
-def _by_shape(scans):
+def by_shape(scans: Sequence[Scan]) -> Iterable[list[Scan]]:
+    """The scans in groups of one matrix size."""
     groups = {}
     for scan in scans:
         groups.setdefault(scan.shape, []).append(scan)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mrigsure.denoiser import Prior
 from mrigsure.errors import InputError
-from mrigsure.posterior import START_SIGMA, PixelSpectrumSpread, draw, draw_levels, lowest_level, most_levels
+from mrigsure.posterior import START_SIGMA, draw, draw_levels, lowest_level
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Randomness, some
+from mrigsure.spread import PixelSpectrumSpread
 from recon.samplers.ald import ald
 from recon.samplers.common import Denoise
 from recon.samplers.daps import daps
@@ -46,25 +47,22 @@ class Sampler(Protocol):
         """
 
 
-def default_sampler(bands: tuple[float, ...] = (1.0,)) -> Sampler:
-    """The project's own (mrigsure/posterior.py; docs/method.md, section 7), at 3 evaluations for 2 levels.
-
-    bands  factor on its spread, one per radial band; calibrated ones are `prior.config.spread`
-    """
+def default_sampler(spread: PixelSpectrumSpread) -> Sampler:
+    """The project's own (mrigsure/posterior.py; docs/method.md, section 7). A prior's spread is `prior.spread`."""
 
     @torch.no_grad()
     def default(denoise, batch, *, nfe, sigma_max, sigma_min, generator):
         if nfe < 3:
             raise InputError("nfe", str(nfe), "at least 3, for two levels")
-        sigmas = draw_levels(most_levels(nfe), sigma_min, sigma_max)
-        return draw(denoise, batch, sigmas, spread=PixelSpectrumSpread(bands), generator=generator)
+        sigmas = draw_levels(spread.most_levels(nfe), sigma_min, sigma_max)
+        return draw(denoise, batch, sigmas, spread=spread, generator=generator)
 
     return default
 
 
 DEFAULT = "default"
 SAMPLERS: dict[str, Sampler] = {
-    DEFAULT: default_sampler(),
+    DEFAULT: default_sampler(PixelSpectrumSpread()),
     "ald": ald,
     "daps": daps,
     "dds": dds,
@@ -100,7 +98,7 @@ def draws(
     """
     if sampler_name not in SAMPLERS:
         raise InputError("sampler", repr(sampler_name), f"one of {', '.join(SAMPLERS)}")
-    sample = default_sampler(prior.config.spread) if sampler_name == DEFAULT else SAMPLERS[sampler_name]
+    sample = default_sampler(prior.spread) if sampler_name == DEFAULT else SAMPLERS[sampler_name]
     lowest = lowest_level(prior, batch)
     scans = batch.sigma0.shape[0]
     done, total = 0, nfe * samples * scans

@@ -15,5 +15,5 @@ def tiny_scans(tmp_path_factory):
 @pytest.fixture
 def brief(monkeypatch):
     """Few levels for the truth-free figures, where a test is not about them."""
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 2)
+    monkeypatch.setattr(training, "_NFE", 3)
     monkeypatch.setattr(training, "_VALIDATION_LEVELS", 2)

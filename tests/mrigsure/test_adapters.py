@@ -9,9 +9,10 @@ from mrigsure.adapters import FlatDenoiser, RealDenoiser, flat_measurement, to_i
 from mrigsure.denoiser import DenoiserConfig, Prior
 from mrigsure.gaussian import GaussianPrior
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import PixelSpectrumFactor, solve_level
+from mrigsure.posterior import solve_level
 from mrigsure.scan import collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import PixelSpectrumFactor
 
 SHAPE = (10, 8)
 

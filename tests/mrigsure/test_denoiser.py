@@ -8,6 +8,7 @@ import torch
 from mrigsure.denoiser import Denoiser, DenoiserConfig, load_prior, save_prior
 from mrigsure.errors import InputError
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import PixelSpectrumSpread
 
 CHANNELS = (8, 16)
 
@@ -49,9 +50,11 @@ def test_every_scan_has_its_own_level():
 
 def test_round_trip_through_the_prior_folder(tmp_path):
     model = randomised()
-    config = DenoiserConfig(channels=CHANNELS, sigma_min=0.02, sigma_max=10.0, spread=(1.0, 2.0))
+    known = {"spread": (1.0, 2.0), "jacobian": ((2.0, 0.1), (1.0, 0.2))}
+    config = DenoiserConfig(channels=CHANNELS, sigma_min=0.02, sigma_max=10.0, **known)
     save_prior(tmp_path / "p", model.state_dict(), config, {"note": 1}, "# card")
     prior = load_prior(tmp_path / "p")
+    assert prior.spread == PixelSpectrumSpread((1.0, 2.0), jacobian=known["jacobian"])
     assert prior.config == config and prior.record == {"note": 1} and prior.name == "p"
     x, sigma = complex_noise((1, 16, 16), generator(3)), torch.tensor([0.3])
     with torch.no_grad():

@@ -8,9 +8,10 @@ import torch
 
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import blur, fft2c, ifft2c
-from mrigsure.posterior import SWEEP_SIGMA, Factor, PixelSpectrumSpread, ScalarSpread, draw
+from mrigsure.posterior import SWEEP_SIGMA, draw
 from mrigsure.scan import ScanBatch
 from mrigsure.seeds import Mirrored, complex_noise, generator, in_pairs
+from mrigsure.spread import Factor, PixelSpectrumSpread, ScalarSpread
 
 SIGMA0 = 0.1
 
@@ -215,7 +216,8 @@ def test_all_that_a_draw_takes_from_chance_is_mirrored(monkeypatch):
             taken[isinstance(one, Mirrored)].append(entry)
         return noise
 
-    monkeypatch.setattr("mrigsure.posterior.complex_noise", recorded)
+    for module in ("posterior", "spread"):
+        monkeypatch.setattr(f"mrigsure.{module}.complex_noise", recorded)
     prior = nonstationary_prior(8)
     sigmas = sigma_schedule(5, 20.0, SIGMA0 / 4)
     draw(prior.denoise, measurement(prior, 2)[0], sigmas, spread=PixelSpectrumSpread(), generator=in_pairs(2, 0))

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from mrigsure.fourier import fft2c
-from mrigsure.posterior import ScalarSpread, draw
+from mrigsure.posterior import draw
 from mrigsure.scan import Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
 from mrigsure.soft_sense import first_set, other_sets_deviation
+from mrigsure.spread import ScalarSpread
 
 SIGNAL = 0.5
 

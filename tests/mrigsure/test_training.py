@@ -21,11 +21,12 @@ from mrigsure.errors import InputError, ScanWarning
 from mrigsure.network import UNet
 from mrigsure.operators import SenseOperator
 from mrigsure.phantoms import random_scan
-from mrigsure.posterior import SWEEP_SIGMA, PixelSpectrumSpread, ScalarFactor, ScalarSpread, draw_levels
+from mrigsure.posterior import SWEEP_SIGMA, draw_levels
 from mrigsure.processes import start_process
 from mrigsure.refinement import SWEEPS, EStep
 from mrigsure.scan import PreparedVolume, ScanSet, write_prepared
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import PixelSpectrumSpread, ScalarFactor, ScalarSpread
 from mrigsure.training import Trainer, train
 
 
@@ -50,7 +51,7 @@ def learned(tiny_scans, tmp_path_factory):
     out = tmp_path_factory.mktemp("learned") / "prior"
     options = dict(steps=120, rounds=0, batch_size=4, channels=(16, 16), learning_rate=4e-3, ema=0.97, validation=0.3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_CALIBRATION_LEVELS", 4)
+        patch.setattr(training, "_NFE", 6)
         patch.setattr(training, "_EARLY_FIGURES", ())
         return train(settings(tiny_scans, out, precision="bf16", validation_scans=3, **options))
 
@@ -323,6 +324,19 @@ def test_the_last_prior_not_surely_worse_is_kept_and_patience_ends_the_rounds(
     assert load_prior(folder).record["rounds"] == chosen
 
 
+def test_a_prior_is_kept_with_its_jacobian(learned):
+    """That of the levels of the draws that its rounds learn from, to four digits."""
+    config = load_prior(learned).config
+    levels = [row[0] for row in config.jacobian]
+    sigmas = draw_levels(4, config.sigma_min, config.sigma_max)
+    assert levels == pytest.approx(sigmas.tolist(), rel=1e-3)
+    assert all(len(row) == 9 and min(row) > 0 for row in config.jacobian)
+    passed = [row[1] / (row[1] + row[0] ** 2) for row in config.jacobian]
+    assert 0.01 < passed[0] < 0.7 * min(passed[1:]) and max(passed) < 1, (
+        "of the lowest band; little where noise hides it"
+    )
+
+
 def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     learned, tiny_scans, tmp_path, monkeypatch
 ):
@@ -340,7 +354,7 @@ def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
 
     monkeypatch.setattr(EStep, "update", update)
     monkeypatch.setattr(training, "calibrate_spread", worse_and_worse)
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 8)
+    monkeypatch.setattr(training, "_NFE", 12)
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=4, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=6, validation=0.5)
     with pytest.warns(ScanWarning, match="is refused: the draws lost power in radial bands") as caught:
@@ -400,7 +414,7 @@ def test_the_first_round_learns_from_point_estimates_and_may_lose_power(learned,
             chains |= {index: 0.3 * chains[index] for index in indices}
 
     monkeypatch.setattr(EStep, "update", update)
-    monkeypatch.setattr(training, "_CALIBRATION_LEVELS", 4)
+    monkeypatch.setattr(training, "_NFE", 6)
     options = dict(init_from=str(learned), channels=(16, 16), steps=0, rounds=2, round_steps=25, round_scans=0)
     options |= dict(learning_rate=4e-3, ema=0.9, decay=0.0, batch_size=4, validation_scans=3, validation=0.3)
     folder = train(settings(tiny_scans, tmp_path / "prior", estimate_rounds=1, **options))

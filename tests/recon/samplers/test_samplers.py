@@ -234,9 +234,9 @@ def test_the_default_takes_the_priors_calibrated_spread(prior):
     batch = single(scan_batch())
     found = draws("default", prior, batch, samples=1, nfe=8, generator=generator(0, "x"))[:, 0]
     options = dict(nfe=8, sigma_max=5.0, sigma_min=SIGMA0 / 4)
-    expected = default_sampler((0.5, 2.0))(prior, batch, generator=generator(0, "x"), **options)
+    expected = default_sampler(prior.spread)(prior, batch, generator=generator(0, "x"), **options)
     assert torch.allclose(found, expected)
-    assert not torch.allclose(found, default_sampler()(prior, batch, generator=generator(0, "x"), **options))
+    assert not torch.allclose(found, SAMPLERS["default"](prior, batch, generator=generator(0, "x"), **options))
 
 
 def test_unknown_names_and_budgets_too_small_are_refused(prior):
