@@ -215,7 +215,7 @@ class _Counted:
     """A prior that counts its evaluations."""
 
     def __init__(self, prior):
-        self.prior, self.config, self.count = prior, prior.config, 0
+        self.prior, self.config, self.spread, self.count = prior, prior.config, prior.spread, 0
 
     def __call__(self, x, sigma):
         self.count += len(x)
