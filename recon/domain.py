@@ -41,16 +41,23 @@ def body_std(scan: Scan) -> float:
 
 
 def _differences(scan, prior):
-    seen = prior.record.get("archive", {})
-    if "noise_std" in seen:
-        low, high = seen["noise_std"]
+    seen = list(_archives(prior.record))
+    if noise := [value for archive in seen for value in archive.get("noise_std", ())]:
+        low, high = min(noise), max(noise)
         if not low / NOISE_FACTOR <= scan.noise_std <= high * NOISE_FACTOR:
             yield f"noise {scan.noise_std:.3g} per real part; prior {prior.name} saw {low:.3g} to {high:.3g}"
     signal, expected = body_std(scan), SIGMA_DATA
     if not expected / SIGNAL_FACTOR <= signal <= expected * SIGNAL_FACTOR:
         yield f"signal {signal:.3g} (standard deviation inside the body); prior {prior.name} expects {expected:.3g}"
-    if "matrix" in seen:
-        height, width = (max(sizes) for sizes in zip(*seen["matrix"], strict=True))
+    if shapes := [shape for archive in seen for shape in archive.get("matrix", ())]:
+        height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
         if scan.shape[0] > MATRIX_FACTOR * height or scan.shape[1] > MATRIX_FACTOR * width:
             matrix = "{} x {}".format(*scan.shape)
             yield f"matrix {matrix}; prior {prior.name} saw at most {height} x {width} in training"
+
+
+def _archives(record):
+    """What a prior learned from, and what those did that its training began with."""
+    while record:
+        yield record.get("archive", {})
+        record = record.get("start")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from mrigsure.denoiser import Prior
 from mrigsure.errors import ScanWarning
 from recon.domain import body_std, warn_if_unlike_training
 
@@ -26,6 +27,20 @@ def test_a_scan_like_the_training_scans_is_quiet(make_scan, gaussian_prior):
 def test_noise_and_matrix_far_from_training_are_announced(make_scan, gaussian_prior, change, figures):
     with pytest.warns(ScanWarning, match=figures):
         warn_if_unlike_training(make_scan(**change), gaussian_prior)
+
+
+def test_what_the_prior_saw_before_its_last_training_counts(make_scan, gaussian_prior):
+    """It may have ended with a few scans, or with none to learn from but to calibrate its spread on."""
+    last = {"archive": {"noise_std": [0.03, 0.03], "matrix": [[32, 32]]}}
+    prior = Prior(gaussian_prior.denoiser, gaussian_prior.config, {**last, "start": gaussian_prior.record}, "last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_unlike_training(make_scan(shape=(64, 56)), prior)
+        warn_if_unlike_training(make_scan(noise_std=0.11), prior)
+    with pytest.warns(ScanWarning, match=r"noise 0.13 .* 0.02 to 0.06"):
+        warn_if_unlike_training(make_scan(noise_std=0.13), prior)
+    with pytest.warns(ScanWarning, match=r"prior last saw at most 48 x 48"):
+        warn_if_unlike_training(make_scan(shape=(80, 40)), prior)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
