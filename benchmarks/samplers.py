@@ -44,7 +44,6 @@ from mrigsure.denoiser import Prior, load_prior
 from mrigsure.fourier import fft2c
 from mrigsure.masks import make_mask, sampling_density
 from mrigsure.phantoms import TEST_HEADS, coil_maps, complex_normal, random_scan, random_volume
-from mrigsure.posterior import most_levels
 from mrigsure.progress import say, track
 from mrigsure.scan import SIGMA_DATA, Scan, read_prepared
 from mrigsure.seeds import generator, in_pairs
@@ -126,7 +125,7 @@ def _calibrated(prior) -> Prior:
     """With the spread that draws of this size need; the published samplers have none."""
     rngs = [np.random.default_rng([16, number]) for number in range(12)]
     scans = [random_scan(rng, (SIZE, SIZE), center_fraction=CENTER_FRACTION[4]) for rng in rngs]
-    return calibrated_on(prior, scans, most_levels(NFE), seed=0)
+    return calibrated_on(prior, scans, prior.spread.most_levels(NFE), seed=0)
 
 
 def overhead(prior, options):
