@@ -337,6 +337,27 @@ def test_a_prior_is_kept_with_its_jacobian(learned):
     )
 
 
+def test_the_spread_for_reconstruction_is_calibrated_with_the_jacobian_in_as_many_evaluations(
+    tiny_scans, tmp_path, monkeypatch
+):
+    """Of a round's draws, whose spread knows of no jacobian, as many."""
+    seen = []
+
+    def calibrate(denoise, scans, sigmas, *, start, match, jacobian, **_):
+        seen.append((match, jacobian, PixelSpectrumSpread(jacobian=jacobian).evaluations(len(sigmas))))
+        return start, figures_of(0.5)
+
+    monkeypatch.setattr(training, "calibrate_spread", calibrate)
+    monkeypatch.setattr(training, "_VALIDATION_LEVELS", 2)
+    folder = train(settings(tiny_scans, tmp_path / "prior", steps=1, rounds=1))
+    assert [match for match, _, _ in seen] == ["z2", "power"] * 2
+    assert all(nfe == 30 for _, _, nfe in seen)
+    assert all(bool(jacobian) == (match == "z2") for match, jacobian, _ in seen)
+    chosen = load_prior(folder)
+    kept = next(jacobian for match, jacobian, _ in seen[2 * chosen.record["rounds"] :] if match == "z2")
+    assert chosen.config.jacobian == tuple(tuple(pytest.approx(value, rel=1e-3) for value in row) for row in kept)
+
+
 def test_a_collapsed_round_is_refused_and_undone_and_the_second_ends_refinement(
     learned, tiny_scans, tmp_path, monkeypatch
 ):

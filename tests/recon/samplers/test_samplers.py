@@ -11,8 +11,10 @@ from mrigsure.denoiser import DenoiserConfig, Prior
 from mrigsure.diffusion import ancestral, renoised
 from mrigsure.errors import InputError
 from mrigsure.fourier import fft2c, ifft2c
+from mrigsure.posterior import posterior_samples
 from mrigsure.scan import Scan, ScanBatch, collate
 from mrigsure.seeds import complex_noise, generator
+from mrigsure.spread import PixelSpectrumSpread
 from recon.samplers import SAMPLERS, default_sampler, draws
 from recon.samplers.common import isotropic_variance, proximal
 from recon.samplers.dps import dps_step
@@ -210,7 +212,8 @@ def scan_of(batch):
 
 @pytest.fixture
 def prior():
-    return Prior(WIENER, DenoiserConfig(sigma_min=0.01, sigma_max=5.0, spread=(0.5, 2.0)))
+    known = {"spread": (0.5, 2.0), "jacobian": ((5.0, 0.4, 0.2), (0.01, 0.2, 0.1))}
+    return Prior(WIENER, DenoiserConfig(sigma_min=0.01, sigma_max=5.0, **known))
 
 
 @pytest.mark.parametrize("name", ["default", "dds"])
@@ -230,13 +233,17 @@ def test_draws_do_not_depend_on_who_else_is_in_the_batch(name, prior):
     assert torch.equal(*one_by_one)
 
 
-def test_the_default_takes_the_priors_calibrated_spread(prior):
+def test_the_default_takes_the_priors_calibrated_spread_and_its_jacobian(prior):
     batch = single(scan_batch())
     found = draws("default", prior, batch, samples=1, nfe=8, generator=generator(0, "x"))[:, 0]
     options = dict(nfe=8, sigma_max=5.0, sigma_min=SIGMA0 / 4)
     expected = default_sampler(prior.spread)(prior, batch, generator=generator(0, "x"), **options)
     assert torch.allclose(found, expected)
-    assert not torch.allclose(found, SAMPLERS["default"](prior, batch, generator=generator(0, "x"), **options))
+    levels = prior.spread.most_levels(8)
+    again = posterior_samples(prior, batch, samples=1, levels=levels, generator=generator(0, "x"))[:, 0]
+    assert torch.allclose(again, expected)
+    for other in (PixelSpectrumSpread(), PixelSpectrumSpread(prior.config.spread)):
+        assert not torch.allclose(found, default_sampler(other)(prior, batch, generator=generator(0, "x"), **options))
 
 
 def test_unknown_names_and_budgets_too_small_are_refused(prior):
