@@ -166,7 +166,8 @@ class _Fitted:
     """
 
     def __init__(self, jacobian: Jacobian):
-        self.jacobian, self.factor, self.information = jacobian, 1.0, None
+        self.levels, *self.variances = np.log(np.array(jacobian[::-1])).T
+        self.factor, self.information = 1.0, None
 
     def update(self, spectrum, sigma):
         passed = self.at(sigma, tuple(spectrum.shape[-2:]), spectrum.device)
@@ -176,9 +177,8 @@ class _Fitted:
         self.factor = (self.factor + slope * (spectrum - passed) / self.information).clamp(*_FACTORS)
 
     def at(self, sigma, shape, device):
-        levels, *bands = np.log(np.array(self.jacobian[::-1])).T  # in logarithms linear between two levels
-        variances = tuple(np.exp([np.interp(np.log(sigma), levels, values) for values in bands]).tolist())
-        variance = self.factor * interpolate_bands(variances, shape, device)
+        logs = [np.interp(np.log(sigma), self.levels, values) for values in self.variances]
+        variance = self.factor * interpolate_bands(tuple(np.exp(logs).tolist()), shape, device)
         return variance / (variance + sigma**2)
 
 
