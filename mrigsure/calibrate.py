@@ -48,7 +48,7 @@ def jacobian_of(
     bands: tuple[float, ...] = NEUTRAL,
     device="cpu",
 ) -> Jacobian:
-    """What the denoiser's Jacobian lets pass, on the way of one draw of each scan: a probe at every level.
+    """What the denoiser's Jacobian lets pass, on the way of one draw of each scan that probes at every level.
 
     sigmas  the levels, falling
     bands   factor on R of these draws
@@ -59,16 +59,16 @@ def jacobian_of(
         for group in by_shape(scans[start : start + chunk]):
             index = radial_bands(group[0].shape, BANDS).flatten()
             counts = torch.bincount(index, minlength=BANDS)
-            at_level, level = PixelSpectrumSpread(bands).start(), iter(range(len(sigmas)))
+            level = iter(range(len(sigmas)))
 
-            def seen(denoise, x, x0, sigma, rng, index=index, counts=counts, at_level=at_level, level=level):
-                _, spectrum = probe(denoise, x, x0, sigma, rng)
+            def probed(denoise, x, x0, sigma, rng, index=index, counts=counts, level=level):
+                relative, spectrum = probe(denoise, x, x0, sigma, rng)
                 total = torch.bincount(index, spectrum.double().sum(0).flatten().cpu(), minlength=BANDS)
                 passed[next(level)] += total / counts
-                return at_level(denoise, x, x0, sigma, rng)
+                return PixelSpectrumSpread(bands).factor(relative.sqrt(), spectrum, sigma)
 
             rng = generator(seed, "jacobian", start, *group[0].shape, device=device)
-            draw(denoise, collate(group).to(device), sigmas, spread=seen, generator=rng)
+            draw(denoise, collate(group).to(device), sigmas, spread=probed, generator=rng)
     rows = zip(sigmas.tolist(), passed / len(scans), strict=True)
     return tuple((sigma, *signal_variance(share, sigma).tolist()) for sigma, share in rows)
 

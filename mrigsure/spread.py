@@ -141,12 +141,16 @@ class PixelSpectrumSpread:
                 deviation = relative.sqrt()
                 passing.update(spectrum, sigma)
             levels += 1
-            variance = sigma**2 * passing.at(sigma, shape, device).clamp_min(_least(sigma))
-            if sigma > self.above:
-                variance = variance * interpolate_bands(self.bands, shape, device)
-            return PixelSpectrumFactor(deviation, variance.sqrt())
+            return self.factor(deviation, passing.at(sigma, shape, device), sigma)
 
         return at_level
+
+    def factor(self, deviation: Tensor, passed: Tensor, sigma: float) -> PixelSpectrumFactor:
+        """L where J passes so much of every sample; deviation = D^1/2; both (batch, H, W)."""
+        variance = sigma**2 * passed.clamp_min(_least(sigma))
+        if sigma > self.above:
+            variance = variance * interpolate_bands(self.bands, tuple(variance.shape[-2:]), variance.device)
+        return PixelSpectrumFactor(deviation, variance.sqrt())
 
 
 class _LastProbe:
