@@ -21,7 +21,7 @@ from mrigsure.errors import InputError
 from mrigsure.files import atomic
 from mrigsure.network import UNet
 from mrigsure.scan import SIGMA_DATA
-from mrigsure.spread import Jacobian, PixelSpectrumSpread
+from mrigsure.spread import Jacobian, PixelSpectrumSpread, check_jacobian
 
 FORMAT = 2  # 1 held another network
 SHIPPED = "shipped"
@@ -45,6 +45,9 @@ class DenoiserConfig:
     sigma_data: float = SIGMA_DATA
     spread: tuple[float, ...] = (1.0,)
     jacobian: Jacobian = ()
+
+    def __post_init__(self):
+        check_jacobian(self.jacobian)
 
 
 class Denoiser(nn.Module):

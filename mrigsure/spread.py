@@ -6,6 +6,7 @@ that changes slowly from level to level: measured on many scans (`calibrate.jaco
 leaves a draw to find that factor, for which it needs a probe at every fourth level alone and has all those before.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -151,6 +152,17 @@ class PixelSpectrumSpread:
         if sigma > self.above:
             variance = variance * interpolate_bands(self.bands, tuple(variance.shape[-2:]), variance.device)
         return PixelSpectrumFactor(deviation, variance.sqrt())
+
+
+def check_jacobian(jacobian: Jacobian) -> None:
+    """ValueError where it is no table of falling levels and as many variances at each, all above 0."""
+    rows = [np.asarray(row, float) for row in jacobian]
+    if not rows:
+        return
+    if len({row.shape for row in rows}) != 1 or rows[0].shape < (2,) or not np.min(rows) > 0:
+        raise ValueError("jacobian is no table of a level and positive variances in every row")
+    if any(following[0] >= row[0] for row, following in itertools.pairwise(rows)):
+        raise ValueError("jacobian's levels do not fall")
 
 
 class _LastProbe:

@@ -63,7 +63,19 @@ def test_round_trip_through_the_prior_folder(tmp_path):
     assert load_prior(tmp_path / "q").sha256 == prior.sha256
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other network", "format"])
+BROKEN = {
+    "network": {"channels": [8, 24]},
+    "format": {"format": 99},
+    "jacobian uneven": {"jacobian": [[2.0, 0.5, 0.5], [1.0, 0.5]]},
+    "jacobian without variances": {"jacobian": [[2.0], [1.0]]},
+    "jacobian no table": {"jacobian": [2.0, 1.0]},
+    "jacobian negative": {"jacobian": [[2.0, 0.5], [1.0, -0.5]]},
+    "jacobian of what is no number": {"jacobian": [[2.0, None], [1.0, 0.5]]},
+    "jacobian rising": {"jacobian": [[1.0, 0.5], [2.0, 0.5]]},
+}
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", *BROKEN])
 def test_a_broken_prior_is_refused_with_its_folder_named(tmp_path, damage):
     folder = save_prior(tmp_path / "p", randomised().state_dict(), DenoiserConfig(channels=CHANNELS), {}, "")
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -72,8 +84,7 @@ def test_a_broken_prior_is_refused_with_its_folder_named(tmp_path, damage):
     elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
-        change = {"channels": [8, 24]} if damage == "other network" else {"format": 99}
-        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+        config.write_text(json.dumps(json.loads(config.read_text()) | BROKEN[damage]))
     with pytest.raises(InputError, match=r"p: found .*; expected "):
         load_prior(folder)
 
