@@ -13,9 +13,8 @@ lambda chosen on held-out lines, as a user would, and on the truth, as nobody ca
     brain-16     the real 16-coil brain that ships, masked anew, against the SENSE image of all its lines
     brains-8     shared/data's 8-coil brains: one fully sampled, masked anew; one acquired by Poisson disc, whose
                  samples held out of every method are predicted (no truth)
-    evaluations  every sampler at 5 to 1000 network evaluations, on phantoms of 64 x 64, a draw at a time on one thread;
-                 4 draws each, ours in antithetic pairs as `mrigsure reconstruct` has them, its spread calibrated on the
-                 held-out lines of 12 scans of the training heads at that size (docs/uncertainty.md, Other scans)
+    evaluations  every sampler at 5 to 1000 network evaluations, on phantoms of 128 x 128, a draw at a time on one
+                 thread; 4 draws each, ours in antithetic pairs as `mrigsure reconstruct` has them
     overhead     ours at 128 x 128 and 8 coils: processor time over that of as many bare network evaluations
     spread       64 slices of one phantom volume from vertex to base at three noise levels
 
@@ -36,7 +35,7 @@ from pathlib import Path
 import committed
 import numpy as np
 import torch
-from prior_parity import calibrated_on, simulate
+from prior_parity import simulate
 from samplers_table import show
 
 from data_prep.prepare import prepare
@@ -65,7 +64,7 @@ POISSON_CENTER = 0.1
 HELD_OUT = 0.15
 EVALUATIONS = (5, 10, 20, 30, 50, 100, 200, 500, 1000)
 FEWEST = {"default": 3, "ald": 6}
-SIZE, DRAWS, MOST_BARE = 64, 4, 100
+SIZE, DRAWS, MOST_BARE = 128, 4, 100
 VOLUME_SLICES, NOISES = 64, (0.04, 0.08, 0.16)
 LEVELS = ("vertex", "upper", "middle", "base")
 QUICK = f"evaluations/{DEFAULT}/30/0"
@@ -112,7 +111,6 @@ def brains_8(prior, options):
 
 def evaluations(prior, options):
     chosen = options.samplers or list(SAMPLERS)
-    prior = _calibrated(prior) if DEFAULT in chosen else prior
     for nfe in options.nfe or EVALUATIONS:
         for number in range(options.slices or 2):
             for name in chosen:
@@ -121,16 +119,9 @@ def evaluations(prior, options):
                     yield f"{name}/{nfe}/{number}", partial(_timed, prior, scan, name, nfe, DRAWS)
 
 
-def _calibrated(prior) -> Prior:
-    """With the spread that draws of this size need; the published samplers have none."""
-    rngs = [np.random.default_rng([16, number]) for number in range(12)]
-    scans = [random_scan(rng, (SIZE, SIZE), center_fraction=CENTER_FRACTION[4]) for rng in rngs]
-    return calibrated_on(prior, scans, prior.spread.most_levels(NFE), seed=0)
-
-
 def overhead(prior, options):
     for number in range(options.slices or 2):
-        yield f"default/{NFE}/{number}", partial(_timed, prior, partial(_phantom, 4, number, 128), "default", NFE, 3)
+        yield f"default/{NFE}/{number}", partial(_timed, prior, partial(_phantom, 4, number, SIZE), "default", NFE, 3)
 
 
 def spread(prior, options):
@@ -328,7 +319,7 @@ def run(section, prior, options):
 def rerun_small(prior) -> bool:
     """One small row again; it must come out as committed."""
     before = committed.rows(BENCH).get(QUICK)
-    now = _timed(_calibrated(prior), partial(_phantom, 4, 0, SIZE), "default", NFE, DRAWS)["mean"]
+    now = _timed(prior, partial(_phantom, 4, 0, SIZE), "default", NFE, DRAWS)["mean"]
     if before is None or before["prior"] != prior.sha256[:8]:
         print(f"{QUICK}: {now:.2f} dB, but no row of this prior is committed")
         return False

@@ -8,7 +8,7 @@ import numpy as np
 from mrigsure.progress import status_table
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "samplers_quality.png"
-OURS, BUDGET = "default", "30"
+OURS, BUDGET = "default", 30
 RIVALS = ("dps", "diffpir", "ula")
 GAINS = {  # section -> case -> dB over the rival: the best baseline, or L1-wavelet on real brains
     "phantoms": {"R = 4": 1.0, "R = 8": 2.0},
@@ -107,40 +107,69 @@ def _gain_name(section, case, bar):
 
 
 def _evaluations(rows):
-    """Every sampler and budget that has all slices, means over them; quality and time against the rivals."""
+    """Every sampler and budget, means over the slices that all have; then ours against the rivals.
+
+    A rival is compared with ours slice by slice on all that both have, so that those in doubt may have more of them.
+    """
     names = ["ours at 30 as good as the best rival at any count"]
     names += [f"{factor:g} x faster than {rival} at equal quality" for rival, factor in FASTER.items()]
-    slices = len({number for *_, number in rows})
-    groups, table = {}, {}
-    for (sampler, nfe, _), row in rows.items():
-        groups.setdefault((sampler, int(nfe)), []).append(row)
-    for (sampler, nfe), mine in sorted(groups.items()):
-        if len(mine) == slices:
-            keys = ("mean", "one", "z2", "seconds", "bare", "made")
-            means = {key: float(np.mean([row[key] for row in mine])) for key in keys}
-            table.setdefault(sampler, {})[nfe] = means
-    if not table:
+    groups: dict = {}
+    for (sampler, nfe, number), row in rows.items():
+        groups.setdefault(sampler, {}).setdefault(int(nfe), {})[number] = row
+    if not groups:
         print("\nevaluations: no rows")
         return [Bar(name, "", None) for name in names]
+    shared = set.intersection(*(set(mine) for counts in groups.values() for mine in counts.values()))
+    table = {
+        sampler: {nfe: _mean([mine[number] for number in sorted(shared)]) for nfe, mine in sorted(counts.items())}
+        for sampler, counts in sorted(groups.items())
+    }
     counts = sorted({nfe for mine in table.values() for nfe in mine})
     for title, cell in _CELLS.items():
-        print(f"\nevaluations: {title}")
+        print(f"\nevaluations: {title}, {len(shared)} slices")
         cells = [[name, *(cell(mine[nfe]) if nfe in mine else "" for nfe in counts)] for name, mine in table.items()]
         status_table(cells, ("sampler", *map(str, counts)))
     _picture(table)
-    ours = table.get(OURS, {}).get(int(BUDGET))
-    if ours is None or any(rival not in table for rival in RIVALS):
+    ours = groups.get(OURS, {}).get(BUDGET)
+    if ours is None or any(rival not in groups for rival in RIVALS):
         return [Bar(name, "", None) for name in names]
-    best = {rival: max(row["mean"] for row in table[rival].values()) for rival in RIVALS}
-    leader = max(best, key=best.get)
-    gap = ours["mean"] - best[leader]
-    speed = {rival: _time_to(table[rival], ours["mean"]) / _time(ours) for rival in RIVALS}
+    against = {rival: [_paired(ours, mine, nfe) for nfe, mine in groups[rival].items()] for rival in RIVALS}
+    best = {rival: min(pairs, key=lambda pair: pair.gain) for rival, pairs in against.items()}
+    leader = min(best, key=lambda rival: best[rival].gain)
+    speed = {rival: _time_to_ours(pairs) / _time(_mean(list(ours.values()))) for rival, pairs in against.items()}
     other = min((rival for rival in RIVALS if rival != "dps"), key=speed.get)
     found = {"dps": ("dps", speed["dps"]), "the fastest other": (other, speed[other])}
-    return [Bar(names[0], f"{gap:+.2f} dB, {leader}", gap)] + [
+    least = best[leader]
+    print(f"\nours at {BUDGET} less a rival at its best count, dB, slice by slice:")
+    cells = [(r, p.nfe, p.slices, f"{p.gain:+.2f} +- {p.error:.2f}") for r, p in best.items()]
+    status_table(cells, ("rival", "evaluations", "slices", "ours is ahead by"))
+    what = f"{least.gain:+.2f} dB, {leader} at {least.nfe}, {least.slices} slices"
+    return [Bar(names[0], what, least.gain)] + [
         Bar(name, f"{found[rival][1]:.1f} x, {found[rival][0]}", 10 * np.log10(found[rival][1] / factor))
         for name, (rival, factor) in zip(names[1:], FASTER.items(), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Ours and a rival at one count, on the slices of both: dB that ours is ahead, standard error, the rival's time."""
+
+    nfe: int
+    slices: int
+    gain: float
+    error: float
+    time: float
+
+
+def _paired(ours, rival, nfe):
+    both = sorted(set(ours) & set(rival))
+    gains = np.array([ours[number]["mean"] - rival[number]["mean"] for number in both])
+    error = float(gains.std(ddof=1) / len(both) ** 0.5) if len(both) > 1 else float("nan")
+    return _Pair(nfe, len(both), float(gains.mean()), error, _time(_mean([rival[number] for number in both])))
+
+
+def _mean(rows):
+    return {key: float(np.mean([row[key] for row in rows])) for key in ("mean", "one", "z2", "seconds", "bare", "made")}
 
 
 def _time(row):
@@ -148,10 +177,10 @@ def _time(row):
     return row["seconds"] / row["bare"] * row["made"]
 
 
-def _time_to(rival, quality):
-    """Least time in which a sampler is as good; where it never is, the time of its best."""
-    enough = [_time(row) for row in rival.values() if row["mean"] >= quality]
-    return min(enough) if enough else _time(max(rival.values(), key=lambda row: row["mean"]))
+def _time_to_ours(pairs):
+    """Least time in which a rival is as good as ours; where it never is, the time of its best."""
+    enough = [pair.time for pair in pairs if pair.gain <= 0]
+    return min(enough) if enough else min(pairs, key=lambda pair: pair.gain).time
 
 
 def _overhead(rows):
