@@ -60,6 +60,7 @@ BASELINES = ("cg-sense", "l1-wavelet", "tv")
 CENTER_FRACTION = {4: 0.1, 6: 0.08, 8: 0.06}
 SAMPLES, NFE = 8, 30
 BRAIN_LINES = {4: 12, 6: 12, 8: 8}  # of 128 in the centre
+BRAIN_MASKS, POISSON_MASKS = 4, 8
 POISSON_CENTER = 0.1
 HELD_OUT = 0.15
 EVALUATIONS = (5, 10, 20, 30, 50, 100, 200, 500, 1000)
@@ -91,7 +92,7 @@ def real_slices(prior, options):
 
 def brain_16(prior, options):
     raw = files("mrigsure") / "data" / "scans" / "brain_16ch.h5"
-    for number in range(options.slices or 4):
+    for number in range(options.slices or BRAIN_MASKS):
         for rate, lines in BRAIN_LINES.items():
             scan = partial(_masked, raw, number, "random", rate, lines / 128)
             yield f"R = {rate}/{number}", partial(_compare, prior, scan, number, measured=True)
@@ -99,13 +100,14 @@ def brain_16(prior, options):
 
 def brains_8(prior, options):
     full, undersampled = _needed("raw/brain_8ch_full.cfl"), _needed("raw/brain_8ch_poisson.npy")
-    masks = [("random", rate, CENTER_FRACTION[rate]) for rate in (4, 6, 8)]
-    masks += [("poisson", rate, POISSON_CENTER) for rate in (8, 12)]
-    for number in range(options.slices or 2):
-        for pattern, rate, center in masks:
+    masks = [("random", rate, CENTER_FRACTION[rate], BRAIN_MASKS) for rate in (4, 6, 8)]
+    masks += [("poisson", rate, POISSON_CENTER, POISSON_MASKS) for rate in (8, 12)]
+    for pattern, rate, center, count in masks:
+        for number in range(options.slices or count):
             scan = partial(_masked, full, number, pattern, rate, center)
             name = "R" if pattern == "random" else "Poisson R"
             yield f"{name} = {rate}/{number}", partial(_compare, prior, scan, number, measured=True)
+    for number in range(options.slices or BRAIN_MASKS):
         yield f"held out/{number}", partial(_predict, prior, undersampled, number)
 
 

@@ -107,9 +107,9 @@ def _gain_name(section, case, bar):
 
 
 def _evaluations(rows):
-    """Every sampler and budget, means over the slices that all have; then ours against the rivals.
+    """Every sampler and budget, means over the slices that all have; then ours against the others.
 
-    A rival is compared with ours slice by slice on all that both have, so that those in doubt may have more of them.
+    Ours is compared slice by slice on all that the other has, so that those in doubt may have more of them.
     """
     names = ["ours at 30 as good as the best rival at any count"]
     names += [f"{factor:g} x faster than {rival} at equal quality" for rival, factor in FASTER.items()]
@@ -133,16 +133,23 @@ def _evaluations(rows):
     ours = groups.get(OURS, {}).get(BUDGET)
     if ours is None or any(rival not in groups for rival in RIVALS):
         return [Bar(name, "", None) for name in names]
-    against = {rival: [_paired(ours, mine, nfe) for nfe, mine in groups[rival].items()] for rival in RIVALS}
-    best = {rival: min(pairs, key=lambda pair: pair.gain) for rival, pairs in against.items()}
-    leader = min(best, key=lambda rival: best[rival].gain)
-    speed = {rival: _time_to_ours(pairs) / _time(_mean(list(ours.values()))) for rival, pairs in against.items()}
+    against = {
+        name: [_paired(ours, mine, nfe) for nfe, mine in counts.items()]
+        for name, counts in groups.items()
+        if name != OURS
+    }
+    best = {name: min(pairs, key=lambda pair: pair.gain) for name, pairs in against.items()}
+    leader = min(RIVALS, key=lambda rival: best[rival].gain)
+    speed = {name: _time_to_ours(pairs) / _time(_mean(list(ours.values()))) for name, pairs in against.items()}
     other = min((rival for rival in RIVALS if rival != "dps"), key=speed.get)
     found = {"dps": ("dps", speed["dps"]), "the fastest other": (other, speed[other])}
     least = best[leader]
-    print(f"\nours at {BUDGET} less a rival at its best count, dB, slice by slice:")
-    cells = [(r, p.nfe, p.slices, f"{p.gain:+.2f} +- {p.error:.2f}") for r, p in best.items()]
-    status_table(cells, ("rival", "evaluations", "slices", "ours is ahead by"))
+    print(f"\nours at {BUDGET} against every other at its best count; time until it is as good, or of its best")
+    cells = [
+        (name, pair.nfe, pair.slices, f"{pair.gain:+.2f} +- {pair.error:.2f}", f"{speed[name]:.1f} x")
+        for name, pair in sorted(best.items())
+    ]
+    status_table(cells, ("sampler", "evaluations", "slices", "ours ahead by, dB", "time over ours"))
     what = f"{least.gain:+.2f} dB, {leader} at {least.nfe}, {least.slices} slices"
     return [Bar(names[0], what, least.gain)] + [
         Bar(name, f"{found[rival][1]:.1f} x, {found[rival][0]}", 10 * np.log10(found[rival][1] / factor))
