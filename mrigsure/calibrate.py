@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,18 +121,21 @@ def _corrected(bands, needed, errors):
     followed alone goes as far as it may. So a factor is held to 1, and more to those of the bands beside, as strongly
     as the figures are uncertain.
     """
-    logs = torch.tensor(bands, dtype=torch.float64).log()
-    system = torch.eye(len(bands), dtype=torch.float64) / _DEVIATION**2
-    unequal = torch.diff(torch.eye(len(bands), dtype=torch.float64), dim=0) / _NEIGHBOURS
-    system += unequal.T @ unequal
-    wanted = torch.zeros_like(logs)
+    logs, wanted = np.log(bands), np.zeros(len(bands))
+    system = band_precision(_DEVIATION, _NEIGHBOURS)
     for band, (need, error) in enumerate(zip(needed, errors, strict=True)):
         if need is not None:
             limited = min(max(need, 1 / _STEP), _STEP)
             precision = (limited / error) ** 2
             system[band, band] += precision
             wanted[band] = precision * (logs[band] + math.log(limited))
-    return tuple(torch.linalg.solve(system, wanted).exp().clamp(_LEAST, _MOST).tolist())
+    return tuple(np.exp(np.linalg.solve(system, wanted)).clip(_LEAST, _MOST).tolist())
+
+
+def band_precision(deviation: float, neighbours: float) -> np.ndarray:
+    """Of the logarithms of BANDS factors, a priori: standard deviations from 0 and of two neighbours' difference."""
+    unequal = np.diff(np.eye(BANDS), axis=0) / neighbours
+    return np.eye(BANDS) / deviation**2 + unequal.T @ unequal
 
 
 def _power_missed(figures):

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrigsure.calibrate import band_precision
 from mrigsure.fourier import radial_bands
 from mrigsure.scan import Scan
 from mrigsure.validation import BANDS
@@ -165,8 +166,7 @@ def widening(parts: Sequence[HeldOut]) -> Widening:
     A priori log a has the deviation TAU in the mean over bands and _NEIGHBOURS from band to band, so that a band
     without samples follows those beside it.
     """
-    steps = np.diff(np.eye(BANDS), axis=0) / _NEIGHBOURS
-    prior = np.eye(BANDS) / (BANDS * TAU**2) + steps.T @ steps
+    prior = band_precision(BANDS**0.5 * TAU, _NEIGHBOURS)
     logs = np.zeros(BANDS)
     for _ in range(_ITERATIONS):
         gradient, precision = -prior @ logs, prior.copy()
