@@ -80,6 +80,11 @@ class Scan:
         """Samples in the matrix over samples taken."""
         return self.mask.numel() / float(self.mask.sum())
 
+    @property
+    def by_lines(self) -> bool:
+        """Whether whole columns are sampled, not points."""
+        return bool((self.mask == self.mask[:1]).all())
+
     def held_out(self, fraction: float, generator: torch.Generator) -> "Scan":
         """The same scan without a random `fraction` of its lines (points, for point masks), at least one of them.
 
@@ -88,13 +93,12 @@ class Scan:
         free = (self.mask > 0) & (self.density < 0.999)
         if not free.any():
             free = (self.mask > 0) & (_radius(self.shape) > 0.1)
-        lines = bool((self.mask == self.mask[:1]).all())
-        candidates = (free[0] if lines else free).flatten().nonzero()[:, 0]
+        candidates = (free[0] if self.by_lines else free).flatten().nonzero()[:, 0]
         count = min(max(1, round(fraction * len(candidates))), len(candidates))
         dropped = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
-        keep = torch.ones(self.shape[1] if lines else self.mask.numel())
+        keep = torch.ones(self.shape[1] if self.by_lines else self.mask.numel())
         keep[dropped] = 0
-        mask = self.mask * (keep if lines else keep.view(self.shape))
+        mask = self.mask * (keep if self.by_lines else keep.view(self.shape))
         return replace(self, mask=mask, kspace=self.kspace * mask)
 
     def batch(self) -> "ScanBatch":

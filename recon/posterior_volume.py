@@ -35,7 +35,7 @@ from recon.spread_scale import (
 from recon.uncertainty import scatter, summarise
 
 _MOST_SLICES = 3
-_WIDENINGS = 2
+_STEPS_OF_LINES, _STEPS_OF_POINTS = (0.5, 0.5), (0.5, 1.0)  # shares of what they ask for, in logarithms, one by one
 _MOST_WIDENED = 8.0
 _LEAST_GAIN = 8.0  # 24 phantoms like the shipped prior's had 4.2 at most, real brains sampled along lines 28.8 at least
 
@@ -60,7 +60,7 @@ def reconstruct_posterior(
     """
     looked_at = _spread_out(len(scans)) if scans[0].sens_maps.ndim == 3 else []
     work = drawing.samples * len(scans)
-    before = FOLDS * SAMPLES * len(looked_at) * (1 + _WIDENINGS) if calibrate else 0
+    before = FOLDS * SAMPLES * len(looked_at) * (1 + len(_steps(scans))) if calibrate else 0
 
     def report(share, start, part):
         progress((start + share * part) / (work + before))
@@ -99,23 +99,27 @@ def reconstruct_posterior(
 def _calibrated(scans, looked_at, prior, drawing, progress):
     """Predictions with the prior's own spread, those with the scan's own, and the factor on R per band between the two.
 
-    The factors are 1 where the held-out lines do not surely ask for others. In logarithms half of what they ask for is
-    done at a time: between far lines the draws answer to R more than one for one.
+    The factors are 1 where the held-out lines do not surely ask for others. Between far lines the draws answer to R
+    more than one for one, between points one for one: so points get in the end all that they ask for, lines never.
     """
     factors = np.ones(BANDS)
-    calls = 1 + (_WIDENINGS if drawing.sampler == DEFAULT else 0)
+    steps = _steps(scans) if drawing.sampler == DEFAULT else ()
 
     def predictions(call):
         wider = _wider(prior, factors)
-        return _predictions(scans, looked_at, wider, drawing, lambda share: progress((call + share) / calls))
+        return _predictions(scans, looked_at, wider, drawing, lambda share: progress((call + share) / (1 + len(steps))))
 
     first = last = predictions(0)
     if not first or widening(first).gain < _LEAST_GAIN:
         return first, first, factors
-    for call in range(1, calls):
-        factors = np.minimum(factors * np.sqrt(widening(last).factors), _MOST_WIDENED)
+    for call, share in enumerate(steps, 1):
+        factors = np.minimum(factors * widening(last).factors ** share, _MOST_WIDENED)
         last = predictions(call)
     return first, last, factors
+
+
+def _steps(scans):
+    return _STEPS_OF_LINES if scans[0].by_lines else _STEPS_OF_POINTS
 
 
 def _wider(prior, factors):

@@ -104,14 +104,13 @@ def without_lines(scan: Scan, generator: torch.Generator) -> list[Scan]:
     Fewer where fewer lines may go, none where none may.
     """
     gone = scan.mask - scan.held_out(FOLDS * FRACTION, generator).mask
-    lines = bool((scan.mask == scan.mask[:1]).all())
-    places = (gone[0] if lines else gone.flatten()).nonzero()[:, 0]
+    places = (gone[0] if scan.by_lines else gone.flatten()).nonzero()[:, 0]
     places = places[torch.randperm(len(places), generator=generator)]
     kept = []
     for part in places.tensor_split(FOLDS):
-        keep = torch.ones(scan.shape[1] if lines else scan.mask.numel())
+        keep = torch.ones(scan.shape[1] if scan.by_lines else scan.mask.numel())
         keep[part] = 0
-        mask = scan.mask * (keep if lines else keep.view(scan.shape))
+        mask = scan.mask * (keep if scan.by_lines else keep.view(scan.shape))
         if len(part):
             kept.append(replace(scan, mask=mask, kspace=scan.kspace * mask))
     return kept

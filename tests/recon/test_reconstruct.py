@@ -116,8 +116,12 @@ def test_a_volume_is_looked_at_in_three_slices_and_draws_what_it_would_without(m
 
 @pytest.fixture
 def typical_scan(make_scan):
+    return _typical(make_scan, "random")
+
+
+def _typical(make_scan, pattern):
     """Of an image that the Gaussian prior expects."""
-    scan = make_scan((96, 80), coils=8, acceleration=4, noise_std=0.02)
+    scan = make_scan((96, 80), coils=8, pattern=pattern, acceleration=4, noise_std=0.02)
     target = 0.5 * complex_noise(scan.shape, generator(0, "target"))
     kspace = scan.batch().operator.coil_kspace(target[None])[0]
     kspace = scan.mask * (kspace + scan.noise_std * complex_noise(kspace.shape, generator(0, "noise")))
@@ -147,13 +151,26 @@ def test_the_scorecard_judges_the_priors_spread_and_the_scale_is_what_is_left(
 ):
     narrow = gaussian_prior.with_spread([1.0] * 4 + [0.1] * 4)
     judged, left = [], []
-    for widenings in (0, 1, 2):
-        monkeypatch.setattr(posterior_volume, "_WIDENINGS", widenings)
+    for steps in ((), (0.5,), (0.5, 0.5)):
+        monkeypatch.setattr(posterior_volume, "_STEPS_OF_LINES", steps)
         record = reconstruct_scans([typical_scan], "posterior", narrow, samples=2, nfe=12).record
         judged.append(json.loads(record["scorecard"])["z2"]["value"])
         left.append(record["spread_scale"])
     assert judged[0] == judged[1] == judged[2] > 1.4
     assert left[0] > left[1] + 0.02 > left[2] + 0.04
+
+
+@pytest.mark.parametrize(("pattern", "further"), [("points", True), ("random", False)])
+def test_points_get_all_the_spread_that_they_ask_for(make_scan, gaussian_prior, monkeypatch, pattern, further):
+    scan, narrow = _typical(make_scan, pattern), gaussian_prior.with_spread([0.2] * 8)
+    widened, left = [], []
+    for _ in range(2):
+        record = reconstruct_scans([scan], "posterior", narrow, samples=2, nfe=12).record
+        widened.append(np.log(json.loads(record["spread_widened"])).mean())
+        left.append(record["spread_scale"])
+        monkeypatch.setattr(posterior_volume, "_STEPS_OF_POINTS", posterior_volume._STEPS_OF_LINES)
+    assert (widened[0] > widened[1] + 0.1) == further
+    assert (left[0] < left[1] - 0.02) == further
 
 
 def test_a_spread_that_is_right_stays(typical_scan, gaussian_prior):
