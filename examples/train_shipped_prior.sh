@@ -49,5 +49,5 @@ torchrun --nproc-per-node 2 -m mrigsure.cli train "$out/parity/phantom-R4" "$out
 torchrun --nproc-per-node 2 -m mrigsure.cli train "$out/parity/phantom-R4" "$out/prepared600" "$out/prepared224" --out "$out/fine224" \
     --init-from "$out/fine128/round_1" --rounds 1 --round-steps 450 --round-scans 160 --learning-rate 0.0006 --crop 128 $fine $training
 
-# the spread of the draws, on 40 scans of 128 x 128
+# the Jacobian and the spread of the draws, on 40 scans of 128 x 128
 mrigsure train "$out/prepared600" --out "$out/prior" --init-from "$out/fine224" --rounds 0 --validation 0.05 --validation-scans 40 $training

@@ -37,7 +37,7 @@ from recon.uncertainty import scatter, summarise
 _MOST_SLICES = 3
 _STEPS_OF_LINES, _STEPS_OF_POINTS = (0.5, 0.5), (0.5, 1.0)  # shares of what they ask for, in logarithms, one by one
 _MOST_WIDENED = 8.0
-_LEAST_GAIN = 8.0  # 24 phantoms like the shipped prior's had 4.2 at most, real brains sampled along lines 28.8 at least
+_LEAST_GAIN = 8.0  # 40 phantoms like the shipped prior's had 4.2 at most, real brains sampled along lines 28.8 at least
 
 
 def reconstruct_posterior(
