@@ -6,10 +6,10 @@ that changes slowly from level to level: measured on many scans (`calibrate.jaco
 leaves a draw to find that factor, for which it needs a probe at every fourth level alone and has all those before.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -161,7 +161,7 @@ def check_jacobian(jacobian: Jacobian) -> None:
         return
     if len({row.shape for row in rows}) != 1 or rows[0].shape < (2,) or not np.min(rows) > 0:
         raise ValueError("jacobian is no table of a level and positive variances in every row")
-    if any(following[0] >= row[0] for row, following in itertools.pairwise(rows)):
+    if any(following[0] >= row[0] for row, following in pairwise(rows)):
         raise ValueError("jacobian's levels do not fall")
 
 
