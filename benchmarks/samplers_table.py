@@ -107,9 +107,10 @@ def _gain_name(section, case, bar):
 
 
 def _evaluations(rows):
-    """Every sampler and budget, means over the slices that all have; then ours against the others.
+    """Every sampler and budget, means over the slices that all samplers have; then ours against the others.
 
-    Ours is compared slice by slice on all that the other has, so that those in doubt may have more of them.
+    A budget that lacks some of these, as a run that was stopped leaves it, is left out. Ours is compared slice by slice
+    on all that the other has, so that those in doubt may have more of them.
     """
     names = ["ours at 30 as good as the best rival at any count"]
     names += [f"{factor:g} x faster than {rival} at equal quality" for rival, factor in FASTER.items()]
@@ -119,7 +120,10 @@ def _evaluations(rows):
     if not groups:
         print("\nevaluations: no rows")
         return [Bar(name, "", None) for name in names]
-    shared = set.intersection(*(set(mine) for counts in groups.values() for mine in counts.values()))
+    shared = set.intersection(*(set().union(*counts.values()) for counts in groups.values()))
+    groups = {
+        sampler: {nfe: mine for nfe, mine in counts.items() if shared <= set(mine)} for sampler, counts in groups.items()
+    }
     table = {
         sampler: {nfe: _mean([mine[number] for number in sorted(shared)]) for nfe, mine in sorted(counts.items())}
         for sampler, counts in sorted(groups.items())
