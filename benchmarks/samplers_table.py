@@ -122,7 +122,8 @@ def _evaluations(rows):
         return [Bar(name, "", None) for name in names]
     shared = set.intersection(*(set().union(*counts.values()) for counts in groups.values()))
     groups = {
-        sampler: {nfe: mine for nfe, mine in counts.items() if shared <= set(mine)} for sampler, counts in groups.items()
+        sampler: {nfe: mine for nfe, mine in counts.items() if shared <= set(mine)}
+        for sampler, counts in groups.items()
     }
     table = {
         sampler: {nfe: _mean([mine[number] for number in sorted(shared)]) for nfe, mine in sorted(counts.items())}
