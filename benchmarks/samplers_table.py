@@ -120,7 +120,7 @@ def _evaluations(rows):
     if not groups:
         print("\nevaluations: no rows")
         return [Bar(name, "", None) for name in names]
-    shared = set.intersection(*(set().union(*counts.values()) for counts in groups.values()))
+    shared = set.intersection(*(set(max(counts.values(), key=len)) for counts in groups.values()))
     groups = {
         sampler: {nfe: mine for nfe, mine in counts.items() if shared <= set(mine)}
         for sampler, counts in groups.items()
