@@ -36,7 +36,7 @@ class UNet(nn.Module):
         self.middle = _Block(channels[-1], channels[-1])
         self.narrow = nn.ModuleList(nn.Conv2d(b, c, 1) for c, b in zip(channels, below, strict=True))
         self.up = nn.ModuleList(_Block(c, c) for c in channels)
-        self.last = nn.Sequential(nn.GroupNorm(GROUPS, channels[0]), nn.SiLU(), _zero(_convolution(channels[0], 2)))
+        self.last = nn.Sequential(GroupNorm(GROUPS, channels[0]), nn.SiLU(), _zero(_convolution(channels[0], 2)))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, level: Tensor) -> Tensor:
@@ -57,10 +57,30 @@ class UNet(nn.Module):
         return self.last(h)
 
 
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, which on a CPU the compiler computes group by group, in vectors mostly empty, and differentiates in
+    scalars, each divided by the size of its group. Sums over the pixels of each channel, which a small matrix then adds
+    up by group, leave it loops over whole rows of channels: a fifth off a compiled evaluation, and 5% off an update.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(image)
+        each = self.num_channels // self.num_groups
+        with torch.autocast(image.device.type, enabled=False):
+            values = image.float()
+            alike = torch.eye(self.num_groups, device=image.device).repeat_interleave(each, 0)
+            average = alike @ alike.mT / (each * image[0, 0].numel())
+            mean, square = (sums @ average for sums in (values.sum((2, 3)), values.square().sum((2, 3))))
+            scale = self.weight * ((square - mean.square()).clamp_min(0) + self.eps).rsqrt()
+            shift = self.bias - mean * scale
+            return (values * scale[:, :, None, None] + shift[:, :, None, None]).to(image.dtype)
+
+
 class _Block(nn.Module):
     def __init__(self, incoming: int, outgoing: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, incoming), nn.GroupNorm(GROUPS, outgoing)
+        self.norm1, self.norm2 = GroupNorm(GROUPS, incoming), GroupNorm(GROUPS, outgoing)
         self.conv1, self.conv2 = _convolution(incoming, outgoing), _zero(_convolution(outgoing, outgoing))
         self.modulation = _zero(nn.Linear(_EMBEDDING, 2 * outgoing))
         self.bypass = nn.Conv2d(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()

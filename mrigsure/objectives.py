@@ -117,23 +117,38 @@ def completed(
     noisier  complex (batch, coil, H, W), of the `scans` with more noise (diffusion.noisier_scan)
     pair     complex (batch, 2, H, W): draws given the `scans`, and draws made alike given scans simulated from those
     """
-    lowest = DRAWS_ALONE * lowest_solve_sigma(scans.sigma0)
-    below = sigma < lowest
-    solved = complete_and_solve(scans.operator, noisier, image, torch.maximum(sigma, lowest), scans.sigma0, generator)
-    noisy = pair + (sigma[:, None, None] * complex_noise(image.shape, generator, image.dtype))[:, None]
-    inputs = torch.where(below[:, None, None], noisy[:, 0], solved)
-    if bootstrap:
-        outputs = denoise(torch.cat([inputs, noisy[below, 1]]), torch.cat([sigma, sigma[below]]))
-    else:
-        outputs = denoise(inputs, sigma)
-    output, again = outputs.split([len(sigma), len(outputs) - len(sigma)])
-    corrected = scans.operator.coil_kspace(output - image + other) - independent_kspace(scans.kspace, noisier)
-    loss = (1 + bootstrap) * _of_draws(output - pair[:, 0], scans, measured)
-    if bootstrap:
-        error = torch.zeros_like(output)
-        error[below] = again - pair[below, 1]
-        loss = loss - bootstrap * _of_draws(error, scans, measured)
-    return torch.where(below, loss, _on_sampled(scans, corrected))
+    by_scans = sigma >= DRAWS_ALONE * lowest_solve_sigma(scans.sigma0)
+    above, below = by_scans.nonzero()[:, 0], (~by_scans).nonzero()[:, 0]
+    parts = []
+    if len(above):
+        chosen = [part[above] for part in (image, image - other, noisier, sigma)]
+        parts.append(_by_scans(scans.of(above), *chosen, generator))
+    if len(below):
+        parts.append(_by_draws(scans.of(below), pair[below], sigma[below], measured, bootstrap, generator))
+    inputs, levels, losses = zip(*parts, strict=True)
+    outputs = denoise(torch.cat(inputs), torch.cat(levels)).split([len(level) for level in levels])  # at once
+    each = torch.cat([loss(output) for loss, output in zip(losses, outputs, strict=True)])
+    return each[torch.cat([above, below]).argsort()]
+
+
+def _by_scans(scans, image, target, noisier, sigma, generator):
+    """Inputs of `completed`, their levels, and the loss of what the denoiser makes of them."""
+    inputs = complete_and_solve(scans.operator, noisier, image, sigma, scans.sigma0, generator)
+    independent = independent_kspace(scans.kspace, noisier)
+    return inputs, sigma, lambda output: _on_sampled(scans, scans.operator.coil_kspace(output - target) - independent)
+
+
+def _by_draws(scans, pair, sigma, measured, bootstrap, generator):
+    """The same where draws alone teach; both of a pair have one noise."""
+    weights = (1 + bootstrap, -bootstrap) if bootstrap else (1.0,)
+    images = pair[:, : len(weights)].transpose(0, 1)
+    noisy = images + sigma[:, None, None] * complex_noise(images.shape[1:], generator, images.dtype)
+
+    def loss(output):
+        errors = output.unflatten(0, images.shape[:2]) - images
+        return sum(w * _of_draws(error, scans, measured) for w, error in zip(weights, errors, strict=True))
+
+    return noisy.flatten(0, 1), sigma.repeat(len(weights)), loss
 
 
 def _of_draws(error, scans, measured):

@@ -76,7 +76,7 @@ def posterior_samples(
     order = torch.arange(scans).repeat_interleave(samples)
     images, done = [], 0
     for items in order.split(chunk):
-        part = ScanBatch(*(getattr(batch, key)[items] for key in batch.__dataclass_fields__))
+        part = batch.of(items)
 
         def report(level, items=items, before=done):
             if progress:

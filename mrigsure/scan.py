@@ -127,6 +127,10 @@ class ScanBatch:
     def operator(self) -> SenseOperator:
         return SenseOperator(self.mask, self.sens_maps)
 
+    def of(self, indices: Tensor | slice) -> "ScanBatch":
+        """Some of the scans, in this order."""
+        return ScanBatch(*(getattr(self, key)[indices] for key in self.__dataclass_fields__))
+
     def to(self, device) -> "ScanBatch":
         """On a GPU before the copies have arrived there: what is computed on them waits for them."""
         return ScanBatch(*(send(getattr(self, key), device) for key in self.__dataclass_fields__))

@@ -66,7 +66,7 @@ def other_sets_deviation(batch: ScanBatch) -> Tensor:
         block = tuple(int(np.clip(size, _LEAST_BLOCK, full)) for size, full in zip(region, plane.shape, strict=True))
         centre = torch.zeros_like(batch.mask[0, 0])
         center_crop(centre, block)[...] = 1
-        one = ScanBatch(*(getattr(batch, key)[index : index + 1] for key in batch.__dataclass_fields__))
+        one = batch.of(slice(index, index + 1))
         energy = one.operator.adjoint(one.kspace * centre)[:, 1:].abs().square() / 2
         noise = one.sigma0**2 * (centre * one.mask[0, 0]).mean()
         window = [2 * (full // (2 * min(size, 24))) + 1 for size, full in zip(block, plane.shape, strict=True)]

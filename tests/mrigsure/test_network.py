@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrigsure.denoiser import Denoiser
-from mrigsure.network import UNet
+from mrigsure.network import GroupNorm, UNet
 from mrigsure.seeds import complex_noise, generator
 
 CHANNELS = (8, 16, 16)
@@ -78,6 +78,22 @@ def test_weights_and_images_are_channels_last_which_is_what_makes_it_fast():
     )
     network(torch.randn(1, 2, 8, 8), torch.zeros(1))
     assert seen == [True]
+
+
+def test_the_norm_that_is_compiled_is_group_norm(monkeypatch):
+    torch.manual_seed(0)
+    plain, norm = torch.nn.GroupNorm(4, 12), GroupNorm(4, 12)
+    for parameter, same in zip(plain.parameters(), norm.parameters(), strict=True):
+        same.data.copy_(torch.nn.init.normal_(parameter, mean=1))
+    results = []
+    for module, compiling in ((plain, False), (norm, True)):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        image = (3 + torch.randn(5, 12, 6, 7, generator=generator(3))).requires_grad_(True)
+        output = module(image)
+        gradients = torch.autograd.grad(output.pow(3).sum(), [image, *module.parameters()])
+        results.append([output, *gradients])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.detach().abs().max()))
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")

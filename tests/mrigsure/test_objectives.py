@@ -307,7 +307,7 @@ def test_what_completes_a_scan_is_no_target_of_it_and_below_that_level_its_pair_
     least = DRAWS_ALONE * float(lowest_solve_sigma(batch.sigma0).max())
 
     def loss(level, x, pair):
-        sigma = torch.full((count,), level * least)
+        sigma = torch.ones(count) * level * least
         return completed(lambda x, _: 0 * x, x, sigma, generator(17), other=x, pair=pair, **options)
 
     for level, by_pair in ((0.9, True), (1.1, False)):
@@ -320,3 +320,6 @@ def test_what_completes_a_scan_is_no_target_of_it_and_below_that_level_its_pair_
         denoising(lambda x, _: 0 * x, part, sigma, generator(17), scans=batch, measured=0.75) for part in pair.unbind(1)
     )
     torch.testing.assert_close(loss(0.9, image, pair), 3 * first - 2 * second)
+    by_chance = torch.rand(count, generator=generator(18)) < 0.5
+    mixed = loss(torch.where(by_chance, 0.9, 1.1), image, pair)
+    torch.testing.assert_close(mixed, torch.where(by_chance, loss(0.9, image, pair), loss(1.1, image, pair)))

@@ -178,7 +178,7 @@ def test_with_a_generator_each_draws_do_not_depend_on_the_batch(paired):
     sigmas = sigma_schedule(6, 20.0, SIGMA0 / 4)
 
     def drawn(first, last):
-        part = ScanBatch(*(getattr(batch, key)[first:last] for key in batch.__dataclass_fields__))
+        part = batch.of(slice(first, last))
         rng = in_pairs(6, 0, "draw") if paired else [generator(0, "draw", number) for number in range(6)]
         return draw(prior.denoise, part, sigmas, spread=PixelSpectrumSpread(), generator=rng[first:last])
 

@@ -66,7 +66,7 @@ def train(with_consistency, updates=1400, batch_size=600):
     data = scans(mixture(20000, rng), rng)
     for update in range(updates):
         rows = torch.randint(20000, (batch_size,), generator=rng)
-        batch = ScanBatch(*(getattr(data, key)[rows] for key in data.__dataclass_fields__))
+        batch = data.of(rows)
         uniform = torch.rand(batch_size, generator=rng)
         sigma = SIGMA0 * 12 ** (1 - uniform)
         if with_consistency and update >= updates // 2:
