@@ -13,16 +13,16 @@ starts the rounds from a fitted Gaussian; `oracle` is the same network trained o
 are calibrated on held-out lines by the same rule. Every arm ends with long rounds of larger batches: what is left of
 the gap at high noise levels is the noise of gradients. A training that was stopped goes on where it was.
 
-Rows of `solve` and `oracle` of seeds 1 and 2 are of the defaults, with one stage of long rounds in place of two. Of
-seed 0 the ten rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where
-the defaults have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were
-to come, and 6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage follows at the defaults' levels, for the
-oracle too. Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew with
-8 levels, and at fewer low levels; `oracle500` is to be trained anew (docs/method.md, section 8). These were measured
-with a spread calibrated band by band, which cost up to .2 dB, and on 16 scans, where all 40 held apart are used now:
-that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26. `gsure` and `split` are of N(-1.5, 1.5^2),
-at a rate that does not fall, without long rounds, and their first ones, none and three, are all there is. The oracle on
-real slices was trained and measured on a GPU, without long rounds, `solve` there not yet to its end.
+Rows of `solve` and `oracle` of seeds 1 and 2 are of the defaults, but without the second stage of long rounds. Of seed
+0 the ten rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where the
+defaults have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were to
+come, and 6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage of as many follows at the defaults' levels,
+for the oracle too. Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds
+drew with 8 levels, and at fewer low levels; `oracle500` is to be trained anew (docs/method.md, section 8). They were
+measured with a spread calibrated band by band, which cost up to .2 dB, and on 16 scans, where all 40 held apart are
+used now: that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26. `gsure` and `split` are of
+N(-1.5, 1.5^2), at a rate that does not fall, without long rounds, and their first ones, none and three, are all there
+is. The oracle on real slices was trained and measured on a GPU, without long rounds, `solve` there not to its end.
 
 The bar: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, over the seeds and the slices, with
 its paired 95% interval below it. The last line holds the largest excess over the bar, in dB.
@@ -81,7 +81,7 @@ TINY = {
     "bench": "tiny", "arm": "solve", "rates": [4], "seed": 0, "scans": 48, "steps": 60, "rounds": 2, "round_steps": 30,
     "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0,
     "log_sigma": [-1.5, 1.5],
-    "last_stages": 0, "last_rounds": 0, "last_steps": 0, "device": "cpu", "compile": False, "measure": [2], "slices": 2,
+    "last_rounds": 0, "last_steps": [], "device": "cpu", "compile": False, "measure": [2], "slices": 2,
 }  # fmt: skip
 
 
@@ -270,14 +270,13 @@ def run(options):
 def _last(settings, options) -> dict[int, Path]:
     """Go on by stages of long rounds of larger batches, each from the prior that the stage before chose. The rate falls
     all through a stage and begins at half of the one before's: raised to the full again it cost the draws power."""
-    rounds, steps, oracle = options.last_rounds, options.last_steps, settings.objective == "supervised"
-    if oracle:
-        longer = {"steps": rounds * steps}
-    else:
-        longer = {"steps": 0, "rounds": rounds, "round_steps": steps, "estimate_rounds": 0, "refine": "fine"}
-    longer |= {"round_scans": options.last_scans, "batch_size": options.last_batch_size, "decay": 1.0}
+    rounds, oracle = options.last_rounds, settings.objective == "supervised"
+    longer = {"round_scans": options.last_scans, "batch_size": options.last_batch_size, "decay": 1.0}
+    if not oracle:
+        longer |= {"steps": 0, "rounds": rounds, "estimate_rounds": 0, "refine": "fine"}
     folders, out = {}, Path(settings.out)
-    for stage in range(options.last_stages):
+    for stage, steps in enumerate(options.last_steps):
+        longer |= {"steps": rounds * steps} if oracle else {"round_steps": steps}
         before, out = out, Path(f"{settings.out}-last{stage + 1}")
         rate = settings.learning_rate / 2**stage
         train(replace(settings, out=str(out), init_from=str(before), learning_rate=rate, **longer))
@@ -324,8 +323,9 @@ def show(results):
 def is_last(number, row):
     """Is "round17" the prior that the training ended with?"""
     settings = row["settings"]
-    last = settings.get("last_rounds", 1) * settings.get("last_stages", 1) if settings.get("last_steps", 0) else 0
-    return int(number[5:]) == settings["rounds"] + last
+    steps = settings.get("last_steps", 0)  # of every stage; once a number, of them all
+    stages = len(steps) if isinstance(steps, list) else settings.get("last_stages", 1) * bool(steps)
+    return int(number[5:]) == settings["rounds"] + stages * settings.get("last_rounds", 1)
 
 
 def _equal_scanner_time(results):
@@ -408,9 +408,10 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.2)
     parser.add_argument("--log-sigma", type=float, nargs=2, default=[-2.5, 1.5], help="as of `mrigsure train`")
-    parser.add_argument("--last-stages", type=int, default=2, help="that follow, the rate falling all through each")
-    parser.add_argument("--last-rounds", type=int, default=8, help="of each, longer ones")
-    parser.add_argument("--last-steps", type=int, default=800, help="updates of each round; 0 for no such stages")
+    parser.add_argument("--last-rounds", type=int, default=8, help="of each stage that follows, longer ones")
+    parser.add_argument(
+        "--last-steps", type=int, nargs="*", default=[800, 1600], help="updates of each round, one number a stage"
+    )
     parser.add_argument("--last-scans", type=int, default=240)
     parser.add_argument("--last-batch-size", type=int, default=16)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
