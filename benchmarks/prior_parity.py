@@ -299,11 +299,16 @@ def show(results):
     print("PSNR of one sample and of the mean of 8 in dB, SSIM and z^2 of the mean")
     status_table(rows, ("prior", *(f"R = {r}" for r in RATES), "NMSE at .2 .4 1.2 4"))
     _correlation(results)
-    rows, arms = [], {}
+    rows, arms, unlike = [], {}, []
     for key, row in results.items():
         bench, arm, rates, seed, number = key.split("-")
         oracle = results.get(f"{bench}-oracle-{ORACLE_RATES}-{seed}-round0")
         if arm.startswith("oracle") or oracle is None or not is_last(number, row):
+            continue
+        if arm == BEST and (made := long_updates(row)) != long_updates(oracle):
+            unlike.append(
+                f"{key} is of {made} updates of long rounds, its oracle of {long_updates(oracle)}: no gap yet"
+            )
             continue
         gaps = {rate: _gains(oracle, row, rate) for rate in RATES}
         arms.setdefault((bench, arm, rates), []).append(gaps)
@@ -317,6 +322,7 @@ def show(results):
             excess += [sum(_interval(values)) - BAR[rate] for rate, values in gaps.items()]
     print("\ngap to the oracle in dB, mean of 8 samples, with its paired 95% interval")
     status_table(rows, ("prior", *(f"R = {r}" for r in RATES)))
+    print(*unlike, sep="\n", end="\n" * bool(unlike))
     _equal_scanner_time(results)
     return max(excess, default=float("nan"))
 
@@ -324,9 +330,19 @@ def show(results):
 def is_last(number, row):
     """Is "round17" the prior that the training ended with?"""
     settings = row["settings"]
-    steps = settings.get("last_steps", 0)  # of every stage; once a number, of them all
-    stages = len(steps) if isinstance(steps, list) else settings.get("last_stages", 1) * bool(steps)
-    return int(number[5:]) == settings["rounds"] + stages * settings.get("last_rounds", 1)
+    return int(number[5:]) == settings["rounds"] + len(_stages(row)) * settings.get("last_rounds", 1)
+
+
+def long_updates(row):
+    """Updates of the long rounds at the end."""
+    return row["settings"].get("last_rounds", 1) * sum(_stages(row))
+
+
+def _stages(row):
+    """Updates of a long round, stage by stage; once they were one number for all."""
+    settings = row["settings"]
+    steps = settings.get("last_steps") or []
+    return steps if isinstance(steps, list) else [steps] * settings.get("last_stages", 1)
 
 
 def _equal_scanner_time(results):
