@@ -320,7 +320,8 @@ def show(results):
             excess += [sum(_interval(values)) - BAR[rate] for rate, values in gaps.items()]
     print("\ngap to the oracle in dB, mean of 8 samples, with its paired 95% interval")
     status_table(rows, ("prior", *(f"R = {r}" for r in RATES)))
-    print(*unlike, sep="\n", end="\n" * bool(unlike))
+    for line in unlike:
+        print(line)
     _equal_scanner_time(results)
     return max(excess, default=float("nan"))
 
