@@ -78,10 +78,13 @@ class _SimulatedScans(Sequence):
 
 
 def scans_to_draw(settings: TrainSettings, archive: Archive, round_number: int) -> list[int]:
-    """The training scans whose draws this round replaces, sorted."""
+    """The training scans whose draws this round replaces, sorted: all in turn, in an order of its own each time; the
+    last round of a turn is filled up with its first scans."""
     pool = archive.training
-    order = torch.randperm(len(pool), generator=generator(settings.seed, "scans", round_number)).tolist()
-    return sorted(pool[k] for k in order[: settings.round_scans or len(pool)])
+    count = min(settings.round_scans or len(pool), len(pool))
+    turn, place = divmod(round_number - 1, -(-len(pool) // count))
+    order = torch.randperm(len(pool), generator=generator(settings.seed, "scans", turn)).tolist()
+    return sorted(pool[order[(place * count + k) % len(pool)]] for k in range(count))
 
 
 def how_to_draw(

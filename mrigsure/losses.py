@@ -14,7 +14,7 @@ from mrigsure.archive import Archive
 from mrigsure.augment import Turn, augment, augment_scan, random_crop
 from mrigsure.devices import send
 from mrigsure.diffusion import diffuse_adjoint, draw_sigma, lowest_solve_sigma, perturb_and_solve
-from mrigsure.draws import scans_to_draw, split_scan
+from mrigsure.draws import split_scan
 from mrigsure.fourier import fft1c, ifft1c
 from mrigsure.objectives import Denoise, completed, denoising, gsure, split_gsure
 from mrigsure.scan import SIGMA_DATA, ScanBatch, collate
@@ -52,18 +52,19 @@ def pick_batch(
     archive: Archive,
     chains: dict[int, Tensor],
     pairs: dict[int, Tensor],
+    drawn_in: dict[int, int],
     names: tuple[int, int, int],
 ) -> ScanBatch | Drawn | Tensor:
-    """Scans of one matrix size, or images (batch, H, W): the round's draws, with their scans or without, or an oracle's
+    """Scans of one matrix size, or images (batch, H, W): the rounds' draws, with their scans or without, or an oracle's
     truth; augmented, and images cropped.
 
+    drawn_in  of the scans that teach where scans do, the round that their draws are of
     In a round a share `anchor` of the updates keeps to the scans and the first stage's objective.
     """
     rng = generator(settings.seed, "batch", *names)
     refining = names[0] > 0 and float(torch.rand((), generator=rng)) >= settings.anchor
     by_scans = refining and settings.taught_by_scans(names[0])
-    # an older draw was made from another split of its scan
-    pool = scans_to_draw(settings, archive, names[0]) if by_scans else sorted(chains) if refining else archive.training
+    pool = sorted(drawn_in if by_scans else chains) if refining else archive.training
     scans, size = archive.scans, settings.batch_size
     first = pool[int(torch.randint(len(pool), (1,), generator=rng))]
     alike = [i for i in pool if scans.shapes[i] == scans.shapes[first]]
@@ -78,7 +79,9 @@ def pick_batch(
             partners = 2 * twos + torch.randint(2, (size,), generator=rng)
             others = [chains[i][k] for i, k in zip(picks, partners, strict=True)]
             pair = [pairs[i] for i in picks]
-            drawn = _with_split_scans(scans, picks, images, others, pair, (settings.seed, names[0]), rng)
+            read = [scans[i] for i in picks]
+            split = [split_scan(scan, settings.seed, drawn_in[i], i) for scan, i in zip(read, picks, strict=True)]
+            drawn = _with_split_scans(read, split, images, others, pair, rng)
         elif settings.measured:
             drawn = _with_scans(scans, picks, images, rng)
         else:
@@ -132,13 +135,13 @@ def _with_scans(scans, picks, images, rng):
     return Drawn(_targets(turned), collate(turned))
 
 
-def _with_split_scans(scans, picks, images, others, pairs, split, rng):
-    """Two draws of each and its pair, its scan and, of the split (seed, round), the noisier half, turned alike."""
+def _with_split_scans(scans, split, images, others, pairs, rng):
+    """Two draws of each and its pair, its scan and the noisier half of that, turned alike."""
     turned, noisier, paired = [], [], []
-    for index, image, other, pair in zip(picks, images, others, pairs, strict=True):
-        turn, scan = Turn.random(rng), scans[index]
+    for scan, half, image, other, pair in zip(scans, split, images, others, pairs, strict=True):
+        turn = Turn.random(rng)
         turned.append(turn(replace(scan, target=image)))
-        noisier.append(turn(replace(split_scan(scan, *split, index), target=other)))
+        noisier.append(turn(replace(half, target=other)))
         paired.append(turn.image(pair))
     return Drawn(_targets(turned), collate(turned), _targets(noisier), collate(noisier).kspace, torch.stack(paired))
 

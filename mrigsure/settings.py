@@ -163,7 +163,9 @@ class TrainSettings:
         rounds: refinement rounds (expectation-maximisation) after the first stage
         estimate_rounds: rounds at the start whose targets are point estimates, sharp and with too little spread
         round_steps: updates in each round
-        round_scans: scans drawn anew in each round, and where scans teach the only ones that do; 0 means all
+        round_scans: scans drawn anew in each round, in turn; 0 means all
+        round_memory: rounds whose draws teach, this one and those before it, where scans do. A few hundred scans are
+            soon learned by heart, and draws hardly change once a prior is good; the latest of a scan count
         round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
         refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined, by sweeps of 3
@@ -213,6 +215,7 @@ class TrainSettings:
     estimate_rounds: int = 1
     round_steps: int = 500
     round_scans: int = 0
+    round_memory: int = 1
     round_samples: int = 4
     round_levels: int = 20
     refine: Literal["rough", "fine"] = "rough"
@@ -249,7 +252,8 @@ class TrainSettings:
     def __post_init__(self):
         least_steps = 0 if self.init_from or self.start == "gaussian" else 1
         _within(self, least_steps, "steps")
-        _within(self, 1, "round_steps", "round_samples", "batch_size", "accumulate", "channels", "validation_scans")
+        _within(self, 1, "round_steps", "round_memory", "round_samples", "validation_scans")
+        _within(self, 1, "batch_size", "accumulate", "channels")
         _within(self, 2, "round_levels")
         _within(self, 0, "rounds", "estimate_rounds", "round_scans", "patience", "crop", "seed")
         _within(self, 0, "checkpoint_minutes", "seconds", "threads")

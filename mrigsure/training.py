@@ -125,7 +125,8 @@ class Trainer:
         self.loss = 0.0  # of this round, smoothed
         self.history: list[dict] = []
         self.chains: dict[int, Tensor] = {}
-        self.pairs: dict[int, Tensor] = {}  # this round's
+        self.pairs: dict[int, Tensor] = {}  # of the scans that teach
+        self.drawn_in: dict[int, int] = {}  # the round that their draws are of
         self.before: dict = {}  # the state at the start of this round
         self.best: dict = {}  # the prior to be saved, and the lowest energy score so far
         self.stale, self.refused = 0, 0  # rounds in a row that did not better it; that were refused
@@ -139,7 +140,8 @@ class Trainer:
         say(_summary(self.archive.record))
         while self.round <= self.settings.rounds and not self._out_of_time() and not self._is_done():
             if self.round > 0 and self.step == 0:
-                self.before = self._state() | {"chains": dict(self.chains)}
+                images = {"chains": self.chains, "pairs": self.pairs, "drawn_in": self.drawn_in}
+                self.before = self._state() | {key: dict(values) for key, values in images.items()}
                 self._draw_chains()
             self._updates()
             if self._out_of_time():
@@ -206,7 +208,7 @@ class Trainer:
         """This process's parts of an update: (names, batch on the device)."""
         mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
         names = [(self.round, step, part) for part in mine]
-        images = self.chains, self.pairs
+        images = self.chains, self.pairs, self.drawn_in
         return [(name, pick_batch(self.settings, self.archive, *images, name).to(self.device)) for name in names]
 
     def _update(self, batches) -> Tensor:
@@ -266,8 +268,11 @@ class Trainer:
             share_chains(self.accelerator, images, drawn)
 
         drawing(draw_scans, "drawing", chains, len(indices))
-        self.draw_gain, self.pairs = None, {}
+        oldest = self.round - self.settings.round_memory + 1
+        self.drawn_in = {index: number for index, number in self.drawn_in.items() if taught and number >= oldest}
+        self.draw_gain, self.pairs = None, {index: self.pairs[index] for index in self.drawn_in}
         if taught:
+            self.drawn_in |= dict.fromkeys(indices, self.round)
             each = 2 if self.settings.bootstrap else 1
             drawing(draw_pairs, "drawing pairs", self.pairs, each * len(indices))
             arguments = (self.settings, self.archive, indices, chains, self.round, self.device)
@@ -416,7 +421,7 @@ class Trainer:
         )
         self.refused += 1
         self._restore(self.before)
-        self.chains, self.pairs = dict(self.before["chains"]), {}
+        self.chains, self.pairs, self.drawn_in = (dict(self.before[key]) for key in ("chains", "pairs", "drawn_in"))
 
     def _record(self, figures, **more):
         self.history.append({"round": self.round, "step": self.updates, **more, **figures.as_dict()})
@@ -499,6 +504,7 @@ class Trainer:
             "history": json.dumps(self.history),
             "chains": self.chains,
             "pairs": self.pairs,
+            "drawn_in": self.drawn_in,
             "before": self.before,
             "best": self.best,
         }
@@ -512,9 +518,8 @@ class Trainer:
         self.round, self.step, self.updates, self.stale, self.refused = state["position"]
         self.loss, self.before, self.best = state["loss"], state["before"], state["best"]
         self.history = json.loads(state["history"])
-        self.chains, self.pairs = _on_cpu(state["chains"]), _on_cpu(state["pairs"])
-        if "chains" in self.before:
-            self.before["chains"] = _on_cpu(self.before["chains"])
+        self.chains, self.pairs, self.drawn_in = _on_cpu(state["chains"]), _on_cpu(state["pairs"]), state["drawn_in"]
+        self.before |= {key: _on_cpu(self.before[key]) for key in ("chains", "pairs") if key in self.before}
         self.accelerator.wait_for_everyone()  # the main process may soon write the next one
         say(f"resumed at round {self.round}, update {self.updates}")
 

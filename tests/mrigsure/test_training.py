@@ -170,7 +170,7 @@ def test_rounds_learn_from_crops_and_from_every_draw_of_a_scan(tiny_scans, tmp_p
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
     chains = checkpoint_of(folder)["chains"]
     whole = replace(chosen, crop=0)
-    picked = torch.cat([losses.pick_batch(whole, archive, chains, {}, (1, step, 0)) for step in range(12)])
+    picked = torch.cat([losses.pick_batch(whole, archive, chains, {}, {}, (1, step, 0)) for step in range(12)])
     energies = torch.stack([draws.abs().square().sum((1, 2)) for draws in chains.values()])  # what augmentation leaves
     nearest = [(energies / image.abs().square().sum() - 1).abs().flatten() for image in picked]
     assert {int(apart.argmin()) % 3 for apart in nearest} == {0, 1, 2} and max(map(torch.min, nearest)) < 1e-5
@@ -181,8 +181,9 @@ def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed, targets=True)
     chains = {i: torch.stack([archive.scans[i].target] * 4) for i in archive.training}
     pairs = {i: torch.stack([archive.scans[i].target] * 2) for i in archive.training}
-    whole = losses.pick_batch(chosen, archive, chains, pairs, (1, 0, 0))
-    rows = losses.pick_batch(replace(chosen, crop=10), archive, chains, pairs, (1, 0, 0))
+    images = chains, pairs, dict.fromkeys(chains, 1)
+    whole = losses.pick_batch(chosen, archive, *images, (1, 0, 0))
+    rows = losses.pick_batch(replace(chosen, crop=10), archive, *images, (1, 0, 0))
     assert rows.images.shape == (8, 10, SIZE) and rows.scans.kspace.shape[-2:] == (10, SIZE)
     for drawn in (whole, rows):
         for other in (drawn.others, *drawn.pairs.unbind(1)):
@@ -203,21 +204,20 @@ def test_draws_that_learn_from_what_was_measured_come_with_their_scans_augmented
 
 
 def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_scans, tmp_path):
-    """Of the scans drawn in it alone; the energy of k-space is what augmentation leaves."""
+    """Of the scans drawn in it and in those that it remembers; the energy of k-space is what augmentation leaves."""
     chosen = settings(tiny_scans, tmp_path / "prior", batch_size=8)
     archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
     chains = {
         i: torch.stack([(4 * i + k) * torch.ones(SIZE, SIZE, dtype=torch.complex64) for k in (1, 2, 3, 4)])
         for i in archive.training
     }
-    pairs = {i: images[:2] for i, images in chains.items()}
-    for number in (1, 2):
-        drawn_from = [
-            split_scan(archive.scans[i], chosen.seed, number, i) for i in scans_to_draw(chosen, archive, number)
-        ]
-        assert 1 < len(drawn_from) < len(archive.training)
+    first, second = (scans_to_draw(chosen, archive, number) for number in (1, 2))
+    assert 1 < len(first) < len(archive.training)
+    for drawn_in in (dict.fromkeys(first, 1), dict.fromkeys(second, 2), dict.fromkeys(first, 1) | {second[0]: 2}):
+        pairs = {i: chains[i][:2] for i in drawn_in}
+        drawn_from = [split_scan(archive.scans[i], chosen.seed, number, i) for i, number in drawn_in.items()]
         energies = torch.tensor([float(scan.kspace.abs().square().sum()) for scan in drawn_from])
-        drawn = losses.pick_batch(chosen, archive, chains, pairs, (number, 0, 0))
+        drawn = losses.pick_batch(chosen, archive, chains, pairs, drawn_in, (2, 0, 0))
         for energy in drawn.noisier.abs().square().sum((1, 2, 3)):
             assert (energies / energy - 1).abs().min() < 1e-5
         images = torch.cat([torch.stack([drawn.images, drawn.others], 1), drawn.pairs], 1)
@@ -226,6 +226,36 @@ def test_a_round_learns_from_the_very_splits_that_its_draws_were_made_from(tiny_
         assert (picked[:, 2:] % 4 == torch.tensor([0, 1])).all()
         assert (picked[:, 0] // 2 != picked[:, 1] // 2).all(), "of different pairs"
         assert all(0 < (picked[:, place] % 2).sum() < len(picked) for place in (0, 1)), "either of a pair"
+
+
+def test_rounds_draw_every_scan_before_any_again(tiny_scans, tmp_path):
+    chosen = settings(tiny_scans, tmp_path / "prior", round_scans=5)
+    archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
+    rounds = [scans_to_draw(chosen, archive, number) for number in range(1, 9)]
+    assert all(len(set(drawn)) == 5 and set(drawn) <= set(archive.training) for drawn in rounds)
+    turn = -(-len(archive.training) // 5)
+    assert turn in (2, 3, 4) and len(archive.training) % 5, "turns end inside a round"
+    for start in (0, turn):
+        assert set().union(*rounds[start : start + turn]) == set(archive.training)
+    assert rounds[0] != rounds[turn], "each in an order of its own"
+
+
+@pytest.mark.parametrize("memory", [1, 2])
+def test_draws_teach_for_as_many_rounds_as_are_remembered(tiny_scans, tmp_path, brief, memory):
+    """A scan's latest draws count, and what is remembered of a scan that is not drawn again stays as it was."""
+    options = dict(start="gaussian", steps=0, round_steps=1, round_memory=memory, round_scans=6)
+    before = checkpoint_of(train(settings(tiny_scans, tmp_path / "one", rounds=2, **options)))
+    after = checkpoint_of(train(settings(tiny_scans, tmp_path / "two", rounds=3, **options)))
+    chosen = settings(tiny_scans, tmp_path / "two", rounds=3, **options)
+    archive = open_archive(chosen.prepared, chosen.validation, chosen.seed)
+    second, third = (scans_to_draw(chosen, archive, number) for number in (2, 3))
+    expected = dict.fromkeys(second, 2) if memory == 2 else {}
+    assert set(second) - set(third)
+    assert after["drawn_in"] == expected | dict.fromkeys(third, 3)
+    assert set(after["pairs"]) == set(after["drawn_in"])
+    for index, images in before["pairs"].items():
+        if index in after["pairs"] and before["drawn_in"][index] == 2:
+            assert torch.equal(images, after["pairs"][index]) == (index not in third)
 
 
 def test_rounds_that_the_scans_teach_take_two_pairs_of_draws_or_say_so(tiny_scans, tmp_path):
