@@ -164,8 +164,8 @@ class TrainSettings:
         estimate_rounds: rounds at the start whose targets are point estimates, sharp and with too little spread
         round_steps: updates in each round
         round_scans: scans drawn anew in each round, in turn; 0 means all
-        round_memory: rounds whose draws teach, this one and those before it, where scans do. A few hundred scans are
-            soon learned by heart, and draws hardly change once a prior is good; the latest of a scan count
+        round_memory: rounds whose draws teach, this one and those before it, where scans do, for long rounds of few
+            scans, which are learned by heart; the latest draws of a scan count
         round_samples: draws kept of each scan; in pairs where scans teach, two pairs or more
         round_levels: levels of each draw in a round; sweeps take the place of the lowest where scans teach
         refine: of rounds whose draws complete scans. rough: of a prior that a few rounds have refined, by sweeps of 3
