@@ -275,7 +275,7 @@ def _last(settings, options) -> dict[int, Path]:
     rounds, oracle = options.last_rounds, settings.objective == "supervised"
     longer = {
         "round_scans": options.last_scans,
-        "round_memory": rounds,
+        "round_memory": options.last_memory,
         "batch_size": options.last_batch_size,
         "decay": 1.0,
     }
