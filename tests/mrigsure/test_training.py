@@ -258,6 +258,27 @@ def test_draws_teach_for_as_many_rounds_as_are_remembered(tiny_scans, tmp_path, 
             assert torch.equal(images, after["pairs"][index]) == (index not in third)
 
 
+def test_a_refused_round_gives_back_what_was_remembered(tiny_scans, tmp_path, brief, monkeypatch):
+    """Its draws replace some of before and let the oldest go: after it all is as the round before left it."""
+    plain = training.Trainer._judge
+
+    def judge(trainer):
+        if trainer.round < 3:
+            return plain(trainer)
+        assert {2, 3} == set(trainer.drawn_in.values()) and trainer.drawn_in != before["drawn_in"]
+        return trainer._refuse(figures_of(0.5), (0,))
+
+    options = dict(start="gaussian", steps=0, round_steps=1, round_memory=2, round_scans=6)
+    before = checkpoint_of(train(settings(tiny_scans, tmp_path / "two", rounds=2, **options)))
+    monkeypatch.setattr(training.Trainer, "_judge", judge)
+    with pytest.warns(ScanWarning, match="round 3 is refused"):
+        after = checkpoint_of(train(settings(tiny_scans, tmp_path / "three", rounds=3, **options)))
+    assert after["drawn_in"] == before["drawn_in"]
+    for images in ("chains", "pairs"):
+        assert set(after[images]) == set(before[images])
+        assert all(torch.equal(after[images][index], before[images][index]) for index in before[images])
+
+
 def test_rounds_that_the_scans_teach_take_two_pairs_of_draws_or_say_so(tiny_scans, tmp_path):
     for count in (1, 2, 5):
         with pytest.raises(InputError, match=f"--round-samples: found {count}; expected an even number from 4 on"):
