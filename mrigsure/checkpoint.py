@@ -17,8 +17,8 @@ from mrigsure.settings import TrainSettings
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = 4  # raise it when a training needs what its checkpoints did not hold
 _MAY_CHANGE = (
-    "prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads", "patience",
-    "tensorboard", "keep_rounds",
+    "prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads", "compile",
+    "patience", "tensorboard", "keep_rounds",
 )  # fmt: skip
 
 

@@ -200,7 +200,7 @@ class TrainSettings:
         device: auto, cpu or cuda
         threads: CPU threads; 0 leaves torch's choice
         precision: autocast of the network only
-        compile: run the network through torch.compile
+        compile: run the network through torch.compile; a training may take it up when it resumes
         tensorboard: write losses, figures and pictures for TensorBoard into the prior's folder
         seed: every random choice derives from it
     """

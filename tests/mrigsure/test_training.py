@@ -663,10 +663,13 @@ def test_an_archive_that_cannot_teach_is_refused_before_any_update(tmp_path):
     assert not (tmp_path / "prior").exists()
 
 
-def test_a_training_that_the_clock_stopped_can_go_on(tiny_scans, tmp_path, brief):
-    out = tmp_path / "prior"
+def test_a_training_that_the_clock_stopped_can_go_on(tiny_scans, tmp_path, brief, monkeypatch):
+    """Compiled too, where that turns out to be worth its start."""
+    compiled, out = [], tmp_path / "prior"
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module)))
     train(settings(tiny_scans, out, steps=10_000, rounds=0, seconds=1.0))
     before = checkpoint_of(out)["position"][2]
     assert before == load_prior(out).record["updates"] > 0
-    train(settings(tiny_scans, out, steps=before + 1, rounds=0, resume=True))
-    assert load_prior(out).record["updates"] == before + 1
+    assert not compiled
+    train(settings(tiny_scans, out, steps=before + 1, rounds=0, resume=True, compile=True))
+    assert load_prior(out).record["updates"] == before + 1 and compiled
