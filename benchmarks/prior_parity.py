@@ -435,7 +435,7 @@ def main():
         "--last-steps", type=int, nargs="*", default=[1600], help="updates of each round, one number a stage"
     )
     parser.add_argument("--last-scans", type=int, default=240)
-    parser.add_argument("--last-memory", type=int, default=8, help="long rounds whose draws teach")
+    parser.add_argument("--last-memory", type=int, default=1, help="long rounds whose draws teach")
     parser.add_argument("--last-batch-size", type=int, default=16)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
