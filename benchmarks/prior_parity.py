@@ -20,7 +20,7 @@ rounds, the first stage and the oracle's beginning are of noise levels of ln sig
 have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were to come, and
 6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage of as many follows at the defaults' levels, for the
 oracle too. Rows of `draws`, and of `heldout`, were trained while draws still began at 40 sigma_data and rounds drew
-with 8 levels, and at fewer low levels; `oracle500` is to be trained anew (docs/method.md, section 8). They were
+with 8 levels, and at fewer low levels. They were
 measured with a spread calibrated band by band, which cost up to .2 dB, and on 16 scans, where all 40 held apart are
 used now: that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26. `gsure` and `split` are of
 N(-1.5, 1.5^2), at a rate that does not fall, without long rounds, and their first ones, none and three, are all there

@@ -200,7 +200,8 @@ class TrainSettings:
         device: auto, cpu or cuda
         threads: CPU threads; 0 leaves torch's choice
         precision: autocast of the network only
-        compile: run the network through torch.compile; a training may take it up when it resumes
+        compile: run the network through torch.compile, with gsure and denoised in the rounds alone; a training may take it
+            up when it resumes
         tensorboard: write losses, figures and pictures for TensorBoard into the prior's folder
         seed: every random choice derives from it
     """
@@ -269,14 +270,18 @@ class TrainSettings:
         paired = self.round_samples >= 4 and self.round_samples % 2 == 0
         if not paired and any(map(self.taught_by_scans, range(1, self.rounds + 1))):
             raise InputError("--round-samples", str(self.round_samples), "an even number from 4 on, or --targets draws")
-        if self.compile and self.objective in ("gsure", "denoised"):
+        if self.compile and not self.compiled(0) and (self.anchor or not self.rounds):
             raise InputError(
                 "--compile",
-                f"--objective {self.objective}",
+                f"--objective {self.objective}" + (f" and --anchor {self.anchor:g}" if self.rounds else ""),
                 "another objective: Hutchinson's divergence is differentiated twice, which torch.compile cannot do",
             )
         if any(width % 8 for width in self.channels):
             raise InputError("--channels", " ".join(map(str, self.channels)), "multiples of 8")
+
+    def compiled(self, round_number: int) -> bool:
+        """Whether a round's network is compiled: not where the first stage differentiates it twice."""
+        return self.compile and (round_number > 0 or self.objective not in ("gsure", "denoised"))
 
     def estimates(self, round_number: int) -> bool:
         """Whether a round learns from point estimates: the first ones after a network's first stage."""

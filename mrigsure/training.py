@@ -118,9 +118,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = AveragedModel(self._plain_model(), multi_avg_fn=_warm_average(settings.ema))
         self.average.requires_grad_(False)
-        if settings.compile:
-            self._plain_model().network.compile()
-            self.average.module.network.compile()
+        self.compiled = False
         self.round, self.step, self.updates = 0, 0, 0
         self.loss = 0.0  # of this round, smoothed
         self.history: list[dict] = []
@@ -139,6 +137,7 @@ class Trainer:
             self.tracker = Tracker(self.folder, self.updates, self._lowest_refined(), self.settings.sigma_max)
         say(_summary(self.archive.record))
         while self.round <= self.settings.rounds and not self._out_of_time() and not self._is_done():
+            self._compile()
             if self.round > 0 and self.step == 0:
                 images = {"chains": self.chains, "pairs": self.pairs, "drawn_in": self.drawn_in}
                 self.before = self._state() | {key: dict(values) for key, values in images.items()}
@@ -163,6 +162,13 @@ class Trainer:
 
     def _plain_model(self):
         return self.accelerator.unwrap_model(self.model)
+
+    def _compile(self):
+        """Once, at the first round that may be: the network that learns, and its average."""
+        if not self.compiled and self.settings.compiled(self.round):
+            self.compiled = True
+            for network in (self._plain_model().network, self.average.module.network):
+                network.compile()
 
     def _is_done(self) -> bool:
         return self.refused > 1 or (0 < self.settings.patience <= self.stale)

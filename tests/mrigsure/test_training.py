@@ -614,8 +614,13 @@ def test_compile_runs_the_network_through_torch_compile_and_trains_alike(tiny_sc
     same = losses_of(monkeypatch, settings(tiny_scans, tmp_path / "compiled", rounds=0, compile=True))
     assert compiled == [UNet, UNet], "the network that learns and its average"
     assert np.allclose(same, exact, rtol=1e-4)
-    with pytest.raises(InputError, match="--compile: found --objective gsure"):
-        settings(tiny_scans, tmp_path, compile=True, objective="gsure")
+    compiled.clear()
+    twice = dict(objective="gsure", compile=True, round_steps=2)
+    train(settings(tiny_scans, tmp_path / "gsure", rounds=1, **twice))
+    assert compiled == [UNet, UNet], "in the rounds alone: what is compiled cannot be differentiated twice"
+    for options, found in (({"rounds": 0}, ""), ({"rounds": 1, "anchor": 0.1}, " and --anchor 0.1")):
+        with pytest.raises(InputError, match=f"--compile: found --objective gsure{found}; expected another"):
+            settings(tiny_scans, tmp_path, **twice, **options)
 
 
 # --- runs ---
