@@ -200,8 +200,8 @@ class TrainSettings:
         device: auto, cpu or cuda
         threads: CPU threads; 0 leaves torch's choice
         precision: autocast of the network only
-        compile: run the network through torch.compile, with gsure and denoised in the rounds alone; a training may take it
-            up when it resumes
+        compile: run the network through torch.compile, with gsure and denoised in the rounds alone; a training may take
+            it up when it resumes
         tensorboard: write losses, figures and pictures for TensorBoard into the prior's folder
         seed: every random choice derives from it
     """
