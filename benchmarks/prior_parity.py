@@ -356,14 +356,15 @@ def _starts(results):
     """What rounds make of every start, on the slices that all have."""
     found = {}
     for key, row in results.items():
-        name, number = key.rsplit("-round", 1)
-        if name.split("-")[1] in STARTS and int(number) in STARTS_AFTER:
-            found[int(number), name] = [rate["psnr_mean"] for rate in row["rates"].values()]
+        bench, arm, rates, seed, number = key.split("-")
+        after = int(number[5:])
+        if arm in STARTS and after in STARTS_AFTER:
+            name = f"{bench}-{arm}-{rates}-{seed}, rounds: {after}"
+            found[after, name] = [row["rates"][str(rate)]["psnr_mean"] for rate in RATES]
+    if not found:
+        return
     slices = min(len(values) for rates in found.values() for values in rates)
-    rows = [
-        [f"{name}, {number or 'no'} rounds", *(f"{np.mean(values[:slices]):.2f}" for values in rates)]
-        for (number, name), rates in sorted(found.items())
-    ]
+    rows = [[name, *(f"{np.mean(v[:slices]):.2f}" for v in rates)] for (_, name), rates in sorted(found.items())]
     print(f"\nthe four starts and what rounds make of them: PSNR in dB, mean of 8 samples, {slices} slices")
     status_table(rows, ("prior", *(f"R = {r}" for r in RATES)))
 
