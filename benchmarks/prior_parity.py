@@ -25,8 +25,8 @@ fewer low levels. They were measured with a spread calibrated band by band, whic
 where all 40 held apart are used now: that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26.
 `gsure`, `split` and `heldout` are of the defaults but eight rounds and no long ones (`--rounds 8 --last-steps --slices
 32 --compile`). `oracle500` is of the recipe of seed 2's oracle, compiled. Rows of R = 8 and of R = 2, 4, 6, 8 in turn
-are of the recipe of seed 2, compiled. The oracle on real slices was trained and measured on a GPU, without long rounds,
-when 2,000 scans drew each of them eleven times, `solve` there not to its end.
+are of the recipe of seed 2, compiled. The oracle on real slices was trained and measured on a GPU, without long
+rounds, when 2,000 scans drew each of them eleven times, `solve` there not to its end.
 
 The bar, of priors trained at R = 4: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, over the
 seeds and the slices, with its paired 95% interval below it. The last line holds the largest excess over it, in dB.
@@ -383,7 +383,7 @@ def _equal_scanner_time(results):
         if (arm, rates) == (BEST, "R4") and few and is_last(number, row):
             rows.append([key, *(_cell(_gains(row, few, rate), "+") for rate in RATES)])
     if rows:
-        print("\nthe same hours on the scanner: dB above the oracle of a quarter as many clean scans, mean of 8 samples")
+        print("\nthe same hours on the scanner: dB above the oracle of a quarter as many clean scans, mean of 8")
         status_table(rows, ("prior", *(f"R = {r}" for r in RATES)))
 
 
