@@ -68,7 +68,7 @@ ORACLE_RATES, BEST = "R4", "solve"
 STARTS, STARTS_AFTER = ("gsure", "split", "heldout", "solve"), (0, 1, 3, 8)  # rounds
 BAR = {2: 0.5, 4: 0.3, 6: 0.5, 8: 0.5}
 SIGMA0, COILS, BANDS, SAMPLES, LEVELS = 0.0233, 8, 8, 8, 20
-VALIDATION, VALIDATION_SCANS = {"phantom": 0.02, "real": 0.1, "tiny": 0.02}, 16
+VALIDATION_SCANS = 16
 LEVELS_OF_NMSE = (0.2, 0.4, 1.2, 4.0)  # of SIGMA_DATA
 ARMS = {
     "gsure": {"objective": "gsure", "input": "adjoint"},
@@ -81,9 +81,11 @@ ARMS = {
     "oracle500": {"objective": "supervised"},
     "oracle45": {"objective": "supervised"},
 }
+FEWER = {"oracle500": 500, "oracle45": 45}  # scans, where an arm has its own number
+QUARTER = {"phantom": "oracle500", "real": "oracle45"}  # the same hours on the scanner as of SCANS at R = 4
 SIZE = {"phantom": 64, "real": 128, "tiny": 32}
 SCANS = {"phantom": 2000, "real": 180, "tiny": 48}
-FEWER = {"phantom": 500, "real": 45}  # clean scans in the hours of SCANS at R = 4: oracle500, oracle45
+VALIDATION = {"phantom": 0.02, "real": 0.1, "tiny": 0.02}
 TINY = {
     "bench": "tiny", "arm": "solve", "rates": [4], "seed": 0, "scans": SCANS["tiny"], "steps": 60, "rounds": 2,
     "round_steps": 30, "round_levels": 4, "round_scans": 24, "batch_size": 4, "learning_rate": 1.5e-3, "decay": 0.0,
@@ -227,9 +229,8 @@ def run(options):
     """Train one arm and measure the priors of the rounds asked for."""
     work, rates = Path(options.work), options.rates
     name = f"{options.bench}-{options.arm}-R{'+'.join(map(str, rates))}-seed{options.seed}"
-    fewer = options.arm == f"oracle{FEWER.get(options.bench)}"
-    count = FEWER[options.bench] if fewer else options.scans
-    folder = f"{options.bench}-R{'+'.join(map(str, rates))}" + (f"-{count}" if fewer else "")
+    count = FEWER.get(options.arm, options.scans)
+    folder = f"{options.bench}-R{'+'.join(map(str, rates))}" + (f"-{count}" if options.arm in FEWER else "")
     scans = archive(work / folder, options.bench, count, rates)
     oracle = ARMS[options.arm].get("objective") == "supervised"
     steps = 0 if options.arm == "gaussian" else options.steps
@@ -379,7 +380,7 @@ def _equal_scanner_time(results):
     rows = []
     for key, row in results.items():
         bench, arm, rates, seed, number = key.split("-")
-        few = results.get(f"{bench}-oracle{FEWER.get(bench)}-{ORACLE_RATES}-{seed}-round0")
+        few = results.get(f"{bench}-{QUARTER.get(bench)}-{ORACLE_RATES}-{seed}-round0")
         if (arm, rates) == (BEST, "R4") and few and is_last(number, row):
             rows.append([key, *(_cell(_gains(row, few, rate), "+") for rate in RATES)])
     if rows:
