@@ -4,7 +4,7 @@
 
 Scans of 320 x 320 x 15 coils, random lines at R = 4, 0.6 M parameters, batches of 8. Training counts whole updates of
 the default objective (held-out split GSURE, perturb-and-solve) and of a round (denoising of draws), from scans in main
-memory to Adam's step; reconstruction counts posterior draws of 20 levels, 30 evaluations; ESPIRiT takes a
+memory to the optimizer's step; reconstruction counts posterior draws of 20 levels, 30 evaluations; ESPIRiT takes a
 24 x 24 block of every coil to maps. Each is warmed up, then the least of the repeats counts. Agreement is the largest
 difference from the CPU over the largest value, in float32: a denoised image, the direct solve of a line mask,
 conjugate gradients with a point mask, a draw of one seed, maps, and maps where there is signal.
@@ -25,6 +25,7 @@ from mrigsure.denoiser import Denoiser, DenoiserConfig, Prior
 from mrigsure.diffusion import sigma_schedule
 from mrigsure.fourier import center_crop
 from mrigsure.losses import scan_losses
+from mrigsure.optimizer import MuonAdam
 from mrigsure.phantoms import random_scan
 from mrigsure.posterior import draw, posterior_samples
 from mrigsure.progress import status_table
@@ -85,7 +86,7 @@ def training(bench, images, bfloat16, compiled):
     model = bench.denoiser()
     if compiled:
         model.network.compile()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = MuonAdam(model, 1e-4)
     settings = TrainSettings(prepared=[], out="")
     draws = torch.stack([scan.target for scan in bench.scans])
     steps = iter(range(10**9))
@@ -95,7 +96,7 @@ def training(bench, images, bfloat16, compiled):
             return model(x, sigma)
 
     def update():
-        optimizer.zero_grad()
+        model.zero_grad()
         batch = (draws if images else collate(bench.scans)).to(bench.device)
         common = dict(sigma_data=0.5, lowest_refined=0.01, device=bench.device)
         _, losses = scan_losses(settings, denoise, batch, (0, next(steps), 0), **common)

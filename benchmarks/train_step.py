@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--quick] [--compile]
 
-A step is what training repeats: inputs out of 8 scans, network, loss, gradient, clipping, Adam; one thread, processor
+A step is what training repeats: inputs out of 8 scans, network, loss, gradient, clipping, Muon; one thread, processor
 time, the least of the repeats, which take turns so that a busy machine slows all alike. The first table has our
 network, bfloat16 as `train` has by default, under each objective and in a refinement round; the ratio is to plain
 denoising, and `solves` the share of the step inside operator.solve (direct, for these line masks). --compile adds the
@@ -24,6 +24,7 @@ from torch import nn
 from mrigsure.denoiser import Denoiser
 from mrigsure.losses import Drawn, scan_losses
 from mrigsure.operators import SenseOperator
+from mrigsure.optimizer import MuonAdam
 from mrigsure.phantoms import random_scan
 from mrigsure.progress import status_table
 from mrigsure.scan import collate
@@ -92,7 +93,7 @@ class Step:
         self.model, self.scans, self.bfloat16, self.refining = model, scans, bfloat16, name.startswith(ROUND)
         objective, kind = OBJECTIVES[name.removesuffix(COMPILED)]
         self.settings = TrainSettings(prepared=[], out="", objective=objective, input=kind, rounds=0)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        self.optimizer = MuonAdam(model, 1e-4)
         self.seconds, self.share = float("inf"), 0.0
 
     def denoise(self, x, sigma):
@@ -105,7 +106,7 @@ class Step:
         batch = images if clean else collate(self.scans)
         batch = Drawn(images, batch) if self.refining else batch
         clock.seconds, start = 0.0, time.process_time()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         common = dict(sigma_data=0.5, lowest_refined=0.01, device="cpu")
         _, losses = scan_losses(self.settings, self.denoise, batch, (int(self.refining), number, 0), **common)
         losses.mean().backward()

@@ -15,7 +15,7 @@ from mrigsure.files import atomic
 from mrigsure.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
-_FORMAT = 4  # raise it when a training needs what its checkpoints did not hold
+_FORMAT = 5  # raise it when a training needs what its checkpoints did not hold
 _MAY_CHANGE = (
     "prepared", "out", "steps", "rounds", "seconds", "checkpoint_minutes", "resume", "device", "threads", "compile",
     "patience", "tensorboard", "keep_rounds",

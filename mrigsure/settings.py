@@ -180,7 +180,7 @@ class TrainSettings:
         patience: stop when so many rounds in a row have not bettered the energy score; 0 means never
         batch_size: scans in an update
         accumulate: batches whose gradients make one update, in each process
-        learning_rate: peak learning rate of Adam
+        learning_rate: peak learning rate, of Muon and Adam
         decay: share of all updates at the end over which the learning rate falls to a twentieth
         channels: network width at each resolution, multiples of 8
         ema: decay of the averaged weights

@@ -36,6 +36,7 @@ from mrigsure.devices import readers
 from mrigsure.draws import draw_pairs, draw_scans, gain_of_draws, how_to_draw, scans_to_draw
 from mrigsure.errors import InputError, ScanWarning
 from mrigsure.losses import lowest_first_stage, pick_batch, scan_losses
+from mrigsure.optimizer import MuonAdam
 from mrigsure.posterior import draw_levels
 from mrigsure.processes import from_main, share_chains, start_process
 from mrigsure.progress import Meter, say
@@ -114,8 +115,8 @@ class Trainer:
                 )
             model.load_state_dict(start.denoiser.state_dict())
             self.lowest = min(self.lowest, start.config.sigma_min)  # its spread was that of other scans
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = accelerator.prepare(model)
+        self.optimizer = MuonAdam(model, settings.learning_rate)
         self.average = AveragedModel(self._plain_model(), multi_avg_fn=_warm_average(settings.ema))
         self.average.requires_grad_(False)
         self.compiled = False
@@ -201,7 +202,7 @@ class Trainer:
                 self.step, self.updates, scans = self.step + 1, self.updates + 1, scans + len(seen)
                 self.loss = loss if self.step == 1 else 0.98 * self.loss + 0.02 * loss
                 if self.tracker:
-                    self.tracker.update(self.updates, seen, self.optimizer.param_groups[0]["lr"])
+                    self.tracker.update(self.updates, seen, self.optimizer.learning_rate)
                 if self._validate_now(total):
                     self._validate()
                 rate = scans / (time.monotonic() - mark)
@@ -222,8 +223,8 @@ class Trainer:
         share = min(1.0, self.updates / max(self._all_updates(), 1))
         decay = min(1.0, (1 - share) / self.settings.decay) if self.settings.decay else 1.0
         rate = min(1, (self.updates + 1) / _WARMUP) * max(decay, _FINAL_RATE)
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * rate
-        self.optimizer.zero_grad()
+        self.optimizer.learning_rate = self.settings.learning_rate * rate
+        self.model.zero_grad()
         seen = []
         for number, (names, batch) in enumerate(batches, 1):
             # the processes' gradients are averaged once, with the last part's

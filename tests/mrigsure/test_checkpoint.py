@@ -73,7 +73,7 @@ def test_what_cannot_go_on_is_refused(tiny_scans, tmp_path, brief):
     earlier = checkpoint_of(out)
     del earlier["format"]
     torch.save(earlier, out / CHECKPOINT)
-    with pytest.raises(InputError, match=r"checkpoint of format 1; expected format 4"):
+    with pytest.raises(InputError, match=r"checkpoint of format 1; expected format 5"):
         train(settings(tiny_scans, out, resume=True))
     (out / CHECKPOINT).write_bytes(b"rubbish")
     with pytest.raises(InputError, match=r"broken checkpoint"):
