@@ -14,9 +14,9 @@ of the real) on 500 of them, as many as the scanner makes in the hours that the 
 draws are calibrated on held-out lines by the same rule. Every arm ends with long rounds of larger batches: what is
 left of the gap at high noise levels is the noise of gradients. A training that was stopped goes on where it was.
 
-Rows of `solve`, seeds 1 and 2, and of their oracles are of the defaults: seed 1 in two stages of long rounds, of 800
-and 1,600 updates, as its oracle; seed 2 in one of 1,600, as its oracle. All were trained before long rounds remembered
-the draws of those before (`--last-memory`), and while rounds drew scans by chance, not in turn. Of seed 0 the ten
+All rows are of priors that Adam trained, before Muon did (mrigsure/optimizer.py). Rows of `solve`, seeds 1 and 2, and
+of their oracles are of the defaults; of seed 1 the last two rows of `solve` with `--last-memory 8`, those after 0 to 8
+rounds of an earlier training. That one, seed 2 and seed 0 drew scans by chance, not in turn. Of seed 0 the ten
 rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where the defaults
 have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were to come, and
 6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage of as many follows at the defaults' levels, for the
