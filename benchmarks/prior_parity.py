@@ -14,7 +14,7 @@ of the real) on 500 of them, as many as the scanner makes in the hours that the 
 draws are calibrated on held-out lines by the same rule. Every arm ends with long rounds of larger batches: what is
 left of the gap at high noise levels is the noise of gradients. A training that was stopped goes on where it was.
 
-All rows are of priors that Adam trained, before Muon did (mrigsure/optimizer.py). Rows of `solve`, seeds 1 and 2, and
+All rows but the tiny one are of priors that Adam trained, not Muon (mrigsure/optimizer.py). Of `solve`, seeds 1, 2, and
 of their oracles are of the defaults; of seed 1 the last two rows of `solve` with `--last-memory 8`, those after 0 to 8
 rounds of an earlier training. That one, seed 2 and seed 0 drew scans by chance, not in turn. Of seed 0 the ten
 rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where the defaults
