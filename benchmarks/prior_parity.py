@@ -14,19 +14,19 @@ of the real) on 500 of them, as many as the scanner makes in the hours that the 
 draws are calibrated on held-out lines by the same rule. Every arm ends with long rounds of larger batches: what is
 left of the gap at high noise levels is the noise of gradients. A training that was stopped goes on where it was.
 
-All rows but the tiny one are of priors that Adam trained, not Muon (mrigsure/optimizer.py). Of `solve`, seeds 1, 2, and
-of their oracles are of the defaults; of seed 1 the last two rows of `solve` with `--last-memory 8`, those after 0 to 8
-rounds of an earlier training. That one, seed 2 and seed 0 drew scans by chance, not in turn. Of seed 0 the ten
-rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where the defaults
-have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were to come, and
-6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage of as many follows at the defaults' levels, for the
-oracle too. Rows of `draws` were trained while draws still began at 40 sigma_data and rounds drew with 8 levels, and at
-fewer low levels. They were measured with a spread calibrated band by band, which cost up to .2 dB, and on 16 scans,
-where all 40 held apart are used now: that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26.
+All rows but the tiny one are of priors that Adam trained, not Muon (mrigsure/optimizer.py). Rows of `solve`, seeds 1
+and 2, and of their oracles are of the defaults; of seed 1 the last two rows of `solve` with `--last-memory 8`, those
+after 0 to 8 rounds of an earlier training. That one, seed 2 and seed 0 drew scans by chance, not in turn. Of seed 0 the
+ten rounds, the first stage and the oracle's beginning are of noise levels of ln sigma ~ N(-1.5, 1.5^2), where the
+defaults have N(-2.5, 1.5^2): 6,500 updates of 8, the rate of the first five fine rounds as if six, not eight, were to
+come, and 6,400 of 16; the oracle's 7,500 of 8 and as many; a second stage of as many follows at the defaults' levels,
+for the oracle too. Rows of `draws` were trained while draws still began at 40 sigma_data and rounds drew with 8 levels,
+and at fewer low levels. They were measured with a spread calibrated band by band, which cost up to .2 dB, and on 16
+scans, where all 40 held apart are used now: that moves a row by up to .1 dB, of `solve`, seed 0, too, but for round 26.
 `gsure`, `split` and `heldout` are of the defaults but eight rounds and no long ones (`--rounds 8 --last-steps --slices
 32 --compile`). `oracle500` is of the recipe of seed 2's oracle, compiled. Rows of R = 8 and of R = 2, 4, 6, 8 in turn
-are of the recipe of seed 2, compiled. The oracle on real slices was trained and measured on a GPU, without long
-rounds, when 2,000 scans drew each of them eleven times, `solve` there not to its end.
+are of the recipe of seed 2, compiled. The oracle on real slices was trained and measured on a GPU, without long rounds,
+when 2,000 scans drew each of them eleven times, `solve` there not to its end.
 
 The bar, of priors trained at R = 4: mean gap to the oracle at most 0.3 dB at R = 4 and 0.5 dB at R = 2, 6, 8, over the
 seeds and the slices, with its paired 95% interval below it. The last line holds the largest excess over it, in dB.
