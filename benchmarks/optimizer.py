@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from mrigsure.denoiser import Denoiser
-from mrigsure.diffusion import draw_sigma
-from mrigsure.objectives import denoising
+from mrigsure.losses import scan_losses
 from mrigsure.optimizer import MuonAdam
 from mrigsure.phantoms import TEST_HEADS, TRAIN_HEADS, random_slice
 from mrigsure.progress import status_table, track
@@ -29,7 +28,8 @@ from mrigsure.settings import TrainSettings
 
 BAR, QUICK_BAR = 0.95, 0.99
 LEVELS = (0.0125, 0.05, 0.1, 0.2, 0.4, 0.8)  # of SIGMA_DATA
-LOG_SIGMA, LOWEST, HIGHEST = (-2.5, 1.5), 0.005, 20.0
+LOWEST = 0.005
+SETTINGS = TrainSettings([], "", objective="supervised", rounds=0, log_sigma=(-2.5, 1.5))
 BATCH, TESTED, IMAGES, WARMUP = 8, 64, 2000, 50
 
 
@@ -57,18 +57,18 @@ def phantom(split, heads, size, number):
 def learned(kind, rate, images, updates):
     """The denoiser and the seconds of an update."""
     torch.manual_seed(0)
-    model = Denoiser(TrainSettings([], "").channels, SIGMA_DATA)
+    model = Denoiser(SETTINGS.channels, SIGMA_DATA)
     optimizer = kind(model, rate)
+    common = dict(sigma_data=SIGMA_DATA, lowest_refined=LOWEST, device="cpu")
     start = time.process_time()
     for number in track(range(updates), f"{kind.__name__} at {rate:g}", updates):
-        rng = generator(0, number)
-        batch = torch.stack([images[i] for i in torch.randint(len(images), (BATCH,), generator=rng)])
-        sigma = draw_sigma(torch.full((BATCH,), LOWEST), HIGHEST, LOG_SIGMA, rng)
+        picks = torch.randint(len(images), (BATCH,), generator=generator(0, number))
+        batch = torch.stack([images[i] for i in picks])
         optimizer.learning_rate = rate * min(1, (number + 1) / WARMUP) * (1 - number / updates)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = denoising(model, batch, sigma, rng)
-        ((sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2 * loss).mean().backward()
+            _, losses = scan_losses(SETTINGS, model, batch, (0, number, 0), **common)
+        losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model, (time.process_time() - start) / updates
@@ -93,7 +93,7 @@ def main():
     torch.set_num_threads(1)
     images = [phantom(1, TRAIN_HEADS, size, number) for number in range(300 if quick else IMAGES)]
     tested = torch.stack([phantom(2, TEST_HEADS, size, number) for number in range(TESTED)])
-    default = TrainSettings([], "").learning_rate
+    default = SETTINGS.learning_rate
     best, rows = {}, []
     for kind in (Adam, MuonAdam):
         for rate in (default * factor for factor in faster):

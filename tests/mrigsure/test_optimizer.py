@@ -76,8 +76,7 @@ def test_vectors_and_the_narrow_last_convolution_are_adams(network):
     others = {name for name in found if name not in matrices(found)}
     assert {"last.2.weight", "last.2.bias", "first.bias", "down.0.norm1.weight"} <= others
     reference = copy.deepcopy(network)
-    before = reference.state_dict()
-    before = {name: value.clone() for name, value in before.items()}
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
     learn(reference, torch.optim.Adam(reference.parameters(), RATE))
     for name, value in reference.named_parameters():
         same = torch.allclose(value - before[name], found[name], atol=1e-7)
